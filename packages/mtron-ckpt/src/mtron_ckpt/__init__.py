@@ -1,0 +1,1 @@
+"""Sharded, checksummed, layout-independent checkpoints and format conversion. No torch needed."""

@@ -1,0 +1,1 @@
+"""Tokenizers, corpus preparation, Megatron-compatible indexed datasets and exactly resumable loaders. No torch needed."""

@@ -1,0 +1,1 @@
+"""Offline evaluation of checkpoints, with every number reproducible from the report."""

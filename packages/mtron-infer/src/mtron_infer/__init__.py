@@ -1,0 +1,1 @@
+"""Batched generation and an OpenAI-compatible server for what mtron trains."""

@@ -1,0 +1,1 @@
+"""Parallel training of plain PyTorch models: device mesh, micro-batches, the loss rule, placements."""

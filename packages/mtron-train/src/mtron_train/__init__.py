@@ -1,0 +1,1 @@
+"""The training run: one validated configuration, the loop, metrics, exact resume."""
