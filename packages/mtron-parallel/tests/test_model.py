@@ -1,0 +1,159 @@
+import pytest
+import torch
+from torch import nn
+
+from mtron_parallel import Mesh, MicroBatch, Placement, parallelize
+
+CPU = Mesh(torch.device("cpu"))
+
+
+class Tied(nn.Module):
+    """A tiny language model whose head is tied to its embedding, with one dropout site."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Embedding(11, 6)
+        self.norm = nn.LayerNorm(6)
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(6, 11, bias=False)
+        self.head.weight = self.embed.weight
+
+    def backbone(self, inputs, context):
+        return self.drop(self.norm(self.embed(inputs)))
+
+    def loss(self, hidden, labels):
+        logits = self.head(hidden).transpose(1, 2)
+        return nn.functional.cross_entropy(logits, labels, reduction="none")
+
+    def train_loss(self, inputs, labels, weights, context):
+        return (self.loss(self.backbone(inputs, context), labels) * weights).sum()
+
+
+LAYOUT = {"embed.*": "vocab", "norm.*": "replicate"}
+
+
+def build(device="cpu"):
+    with torch.device(device):
+        return Tied().double()
+
+
+def random_batch(rows, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    tokens = torch.randint(11, (rows, 8), generator=generator)
+    mask = (torch.rand(rows, 7, generator=generator) > 0.4).long()
+    return MicroBatch(tokens[:, :-1], tokens[:, 1:], mask, context=None)
+
+
+def split(batch, sizes):
+    parts = zip(
+        batch.inputs.split(sizes),
+        batch.labels.split(sizes),
+        batch.loss_mask.split(sizes),
+        strict=True,
+    )
+    return [MicroBatch(*part, context=None) for part in parts]
+
+
+def filled(seed=0):
+    torch.manual_seed(seed)
+    source = dict(build().named_parameters())
+    model = parallelize(build("meta"), CPU, LAYOUT)
+    model.fill(lambda name, block: source[name].detach()[block.slices])
+    return model.module.eval() and model
+
+
+def test_any_split_into_micro_batches_gives_the_same_gradient():
+    batch, model = random_batch(6), filled()
+    stats = model.forward_backward([batch])
+    expected = [shard.tensor.grad.clone() for shard in model.shards()]
+    for sizes in ([1] * 6, [2] * 3, [3, 3]):
+        again = model.forward_backward(split(batch, sizes))
+        assert again.num_tokens == stats.num_tokens == int(batch.loss_mask.sum())
+        assert again.loss == pytest.approx(stats.loss, rel=1e-14)
+        for shard, gradient in zip(model.shards(), expected, strict=True):
+            torch.testing.assert_close(shard.tensor.grad, gradient, rtol=1e-12, atol=1e-14)
+
+
+def test_loss_is_the_mean_over_valid_tokens():
+    batch, model = random_batch(4, seed=3), filled()
+    module = model.module
+    per_token = module.loss(module.backbone(batch.inputs, None), batch.labels)
+    expected = per_token[batch.loss_mask.bool()].mean().item()
+    assert model.forward_backward([batch]).loss == pytest.approx(expected, rel=1e-14)
+    assert model.evaluate(iter(split(batch, [3, 1]))).loss == pytest.approx(expected, rel=1e-14)
+
+
+def test_a_step_starts_from_zero_gradients():
+    batch, model = random_batch(2), filled()
+    model.forward_backward([batch])
+    first = model.grad_norm()
+    model.forward_backward([batch])
+    assert torch.equal(model.grad_norm(), first)
+
+
+def test_fill_keeps_ties_and_asks_once_per_parameter():
+    asked = []
+
+    def values(name, block):
+        asked.append(name)
+        return torch.ones(block.shape)
+
+    model = parallelize(build("meta"), CPU, LAYOUT)
+    model.fill(values)
+    assert asked == ["embed.weight", "norm.weight", "norm.bias"]
+    assert model.module.head.weight is model.module.embed.weight
+    assert all(p.device.type == "cpu" and bool((p == 1).all()) for p in model.module.parameters())
+
+
+def test_grad_norm_counts_a_tied_parameter_once():
+    model = filled()
+    model.forward_backward([random_batch(3)])
+    flat = torch.cat([shard.tensor.grad.flatten() for shard in model.shards()])
+    torch.testing.assert_close(model.grad_norm(), flat.norm(), rtol=1e-14, atol=0)
+
+
+def test_grad_norm_before_a_backward_names_the_parameter():
+    with pytest.raises(ValueError, match=r"embed\.weight: has no gradient"):
+        filled().grad_norm()
+
+
+def test_evaluate_turns_dropout_off_and_restores_the_mode():
+    model = filled()
+    model.module.train()
+    losses = {model.evaluate(iter([random_batch(3)])).loss for _ in range(3)}
+    assert len(losses) == 1
+    assert model.module.training
+
+
+def test_evaluate_leaves_no_gradient():
+    model = filled()
+    model.evaluate(iter([random_batch(3)]))
+    assert all(shard.tensor.grad is None for shard in model.shards())
+
+
+def test_micro_batches_of_different_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"one shape, got \[\(1, 7\), \(2, 7\)\]"):
+        filled().forward_backward([random_batch(1), random_batch(2)])
+    with pytest.raises(ValueError, match="got none"):
+        filled().forward_backward([])
+
+
+def test_a_batch_without_valid_tokens_is_refused():
+    batch = random_batch(2)
+    empty = MicroBatch(batch.inputs, batch.labels, torch.zeros_like(batch.loss_mask), None)
+    with pytest.raises(ValueError, match="no token"):
+        filled().forward_backward([empty])
+    with pytest.raises(ValueError, match="no token"):
+        filled().evaluate(iter([empty]))
+
+
+def test_a_parameter_without_a_layout_rule_is_named():
+    with pytest.raises(ValueError, match=r"norm\.weight"):
+        parallelize(build("meta"), CPU, {"embed.*": "vocab"})
+
+
+def test_placements_cover_the_model():
+    placements = filled().placements()
+    assert placements["embed.weight"] == Placement.whole(build().embed.weight)
+    assert placements["embed.weight"].is_whole
+    assert set(placements) == {"embed.weight", "norm.weight", "norm.bias"}
