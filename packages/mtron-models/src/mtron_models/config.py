@@ -1,0 +1,89 @@
+"""What every model configuration is, and how a dictionary becomes one. Imports no torch."""
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from mtron_models.registry import config_class
+
+
+class ModelConfig(BaseModel):
+    """The configuration of one model family; field names are those of Hugging Face configs.
+
+    Everything that can be known of a model without building it is known here, without torch.
+    """
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+    )
+
+    model_type: str
+    """The family, a key of the registry."""
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _report_causes_only(cls, values: Any, handler: Any) -> Any:
+        """Leave out the fields whose defaults could not be derived from a field that is wrong."""
+        try:
+            return handler(values)
+        except ValidationError as error:
+            causes: list[Any] = [
+                problem
+                for problem in error.errors(include_url=False)
+                if problem["type"] != "default_factory_not_called"
+            ]
+            raise ValidationError.from_exception_data(cls.__name__, causes) from None
+
+    @abstractmethod
+    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the global shape of every parameter by name; a tied one appears once."""
+
+    @abstractmethod
+    def forward_flops_per_token(self, seq_len: int) -> int:
+        """Return the operations of matrix products in a forward pass, per token.
+
+        A multiplication and an addition are two operations; everything else is left out.
+
+        Args:
+            seq_len: tokens in the sequence, which set the cost of attention.
+        """
+
+
+def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
+    """Return the configuration that `values` describes, of the family its `model_type` names.
+
+    Args:
+        values: field names to values, for example a parsed TOML table or `config.model_dump()`.
+
+    Raises:
+        ValueError: every problem on a line of its own: an unknown family or key (with the nearest
+            known one), a missing key, a value of the wrong type or out of range.
+    """
+    if "model_type" not in values:
+        raise ValueError("model_type: missing; name the model family, for example 'llama'")
+    cls = config_class(values["model_type"])
+    try:
+        return cls.model_validate(dict(values))
+    except ValidationError as error:
+        lines = [_describe(problem, list(cls.model_fields)) for problem in error.errors()]
+        raise ValueError("\n".join(lines)) from None
+
+
+def _describe(problem: Any, known: list[str]) -> str:
+    """Return one line for one of pydantic's problems, with the path, the value and the remedy."""
+    path = ".".join(str(part) for part in problem["loc"])
+    match problem["type"]:
+        case "value_error":  # ours: complete, and it may span several lines
+            return str(problem["ctx"]["error"])
+        case "missing":
+            return f"{path}: missing; this field has no default"
+        case "extra_forbidden":
+            near = get_close_matches(path, known, n=1)
+            remedy = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+            return f"{path}: unknown field, got {problem['input']!r}; {remedy}"
+        case _:
+            what = problem["msg"][0].lower() + problem["msg"][1:]
+            return f"{path}: {what}, got {problem['input']!r}"

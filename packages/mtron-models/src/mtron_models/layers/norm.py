@@ -1,0 +1,20 @@
+"""Normalization layers."""
+
+import torch
+from torch import Tensor, nn
+
+from mtron_models import ops
+
+
+class RMSNorm(nn.Module):
+    """Scales each vector to a root mean square of 1, then by a learned weight per element."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+        self.op = ops.rms_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `[..., size]`."""
+        return self.op(x, self.weight, self.eps)
