@@ -1,0 +1,110 @@
+"""A directory that appears under its name whole or not at all."""
+
+import ctypes
+import os
+import shutil
+import sys
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
+
+
+def check_destination(
+    destination: Path, overwrite: bool, is_replaceable: Callable[[Path], bool]
+) -> None:
+    """Refuse a destination that exists, unless it is empty or may be replaced.
+
+    Args:
+        destination: where a directory will be published.
+        overwrite: whether the user allowed replacing it.
+        is_replaceable: says of an existing directory whether it is of a kind that may be removed;
+            a mistyped path must not cost anybody their home directory.
+
+    Raises:
+        ValueError: naming the destination and the remedy.
+    """
+    if not os.path.lexists(destination):
+        return
+    if not destination.is_dir():
+        raise ValueError(f"{destination}: is not a directory; choose another destination")
+    if not any(destination.iterdir()):
+        return
+    if not overwrite:
+        raise ValueError(
+            f"{destination}: already exists; choose another destination or allow "
+            "replacing it (--overwrite)"
+        )
+    if not is_replaceable(destination):
+        raise ValueError(
+            f"{destination}: is not a checkpoint and will not be replaced; "
+            "choose another destination or remove it yourself"
+        )
+
+
+@contextmanager
+def publish_directory(destination: Path) -> Iterator[Path]:
+    """Yields an empty directory beside `destination`; it becomes `destination` at the end.
+
+    An existing destination is replaced, in one step where the system can exchange two names
+    (Linux), else in two. On an error nothing is published and the new directory is removed; a
+    killed process leaves it under a name with `.tmp-`.
+    """
+    destination = destination.resolve()
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    staging = destination.with_name(f"{destination.name}.tmp-{uuid.uuid4().hex[:8]}")
+    staging.mkdir()
+    try:
+        yield staging
+        _sync_tree(staging)
+        if destination.exists():
+            _replace(staging, destination)
+        else:
+            staging.rename(destination)
+        _sync(destination.parent)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _replace(staging: Path, destination: Path) -> None:
+    """Puts `staging` in the place of `destination` and removes what was there."""
+    if _exchange(staging, destination):
+        shutil.rmtree(staging)
+        return
+    old = destination.with_name(f"{destination.name}.old-{uuid.uuid4().hex[:8]}")
+    destination.rename(old)
+    try:
+        staging.rename(destination)
+    except OSError:
+        old.rename(destination)
+        raise
+    shutil.rmtree(old)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Exchanges two names in one step; False where system or file system cannot."""
+    if sys.platform != "linux":
+        return False
+    rename = getattr(ctypes.CDLL(None), "renameat2", None)
+    if rename is None:
+        return False
+    names = os.fsencode(first), os.fsencode(second)
+    return rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
+
+
+def _sync_tree(root: Path) -> None:
+    for directory, _, files in os.walk(root):
+        for name in files:
+            _sync(Path(directory) / name)
+        _sync(Path(directory))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
