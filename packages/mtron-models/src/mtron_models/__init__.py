@@ -4,9 +4,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtron_models.build import build as build
     from mtron_models.config import ModelConfig as ModelConfig
     from mtron_models.config import config_from_dict as config_from_dict
+    from mtron_models.construction import build as build
     from mtron_models.context import Context as Context
     from mtron_models.context import RandomKey as RandomKey
     from mtron_models.counts import flops_per_token as flops_per_token
@@ -64,7 +64,7 @@ _MODULES = {
     "RandomKey": "mtron_models.context",
     "Replicate": "mtron_models.layout",
     "Shard": "mtron_models.layout",
-    "build": "mtron_models.build",
+    "build": "mtron_models.construction",
     "config_from_dict": "mtron_models.config",
     "cross_entropy": "mtron_models.losses",
     "flops_per_token": "mtron_models.counts",

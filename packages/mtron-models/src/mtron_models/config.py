@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from mtron_models.registry import config_class
 
 
-class ModelConfig(BaseModel):
+class ModelConfig(BaseModel, frozen=True):
     """The configuration of one model family; field names are those of Hugging Face configs.
 
     Everything that can be known of a model without building it is known here, without torch.
