@@ -1,0 +1,24 @@
+"""Lets one run take an even share of the selected tests: CI runs a sixth of the slow ones."""
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add `--share K/N`."""
+    parser.addoption(
+        "--share",
+        metavar="K/N",
+        help="of the selected tests run only the K-th of N even shares (K counts from 1)",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep every N-th test, in the order of their names; after `-m` has selected."""
+    share = config.getoption("--share")
+    if share is None:
+        return
+    number, count = (int(part) for part in share.split("/"))
+    kept = {id(item) for item in sorted(items, key=lambda item: item.nodeid)[number - 1 :: count]}
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in kept])
+    items[:] = [item for item in items if id(item) in kept]
