@@ -1,0 +1,117 @@
+import http.client
+import json
+import os
+import socket
+import threading
+import time
+from types import SimpleNamespace
+
+import pytest
+import torch
+import uvicorn
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from mtron_infer import Engine, EngineConfig, ServerConfig, build_app
+from mtron_models import LlamaConfig, build, initialize
+
+TEXT = (
+    "def add(first, second):\n    return first + second\n"
+    "Grüße aus Köln, naïve café. 日本語の文字 and 😀👩‍👩‍👧 mixed.\n"
+)
+
+
+class ByteLevel:
+    """A small byte-level tokenizer with the interface of mtron_data's."""
+
+    def __init__(self, vocab_size=300):
+        self._tokenizer = Tokenizer(models.BPE())
+        self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        self._tokenizer.decoder = decoders.ByteLevel()
+        self._tokenizer.train_from_iterator(
+            [TEXT],
+            trainers.BpeTrainer(
+                vocab_size=vocab_size,
+                special_tokens=["<|end|>"],
+                initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+                show_progress=False,
+            ),
+        )
+        self.vocab_size = self._tokenizer.get_vocab_size()
+        self.eos_id = 0
+
+    def encode(self, text):
+        return self._tokenizer.encode(text).ids
+
+    def decode(self, token_ids):
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+
+
+def tiny_model(dtype=torch.float64, **changes):
+    torch.set_num_threads(1)
+    sizes = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 64,
+        "initializer_range": 0.2,  # so that continuations differ and do not repeat one token
+    }
+    config = LlamaConfig(**(sizes | changes))
+    model = build(config, dtype=dtype).to_empty(device="cpu")
+    initialize(model, seed=1)
+    return model.eval()
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    return ByteLevel()
+
+
+@pytest.fixture(scope="session")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture
+def make_engine(model, tokenizer):
+    """Returns a function that makes an engine; all of them must be idle at the end."""
+    engines = []
+
+    def make(**limits):
+        engines.append(Engine(model, tokenizer, EngineConfig(**limits)))
+        return engines[-1]
+
+    yield make
+    for engine in engines:
+        engine.close()
+        assert not engine.is_busy
+        assert (engine.num_running, engine.num_waiting) == (0, 0)
+
+
+@pytest.fixture
+def make_model():
+    return tiny_model
+
+
+def next_logprobs(model, token_ids):
+    """Log-probabilities [n, vocab] after every token, by one plain forward pass."""
+    with torch.no_grad():
+        return model(torch.tensor([list(token_ids)]))[0].log_softmax(-1)
+
+
+def greedy_loop(model, prompt, num_tokens, eos=0):
+    """The plain way to continue: a whole forward pass and an argmax for each token."""
+    tokens = list(prompt)
+    while len(tokens) < len(prompt) + num_tokens:
+        token = int(next_logprobs(model, tokens)[-1].argmax())
+        if token == eos:
+            break
+        tokens.append(token)
+    return tokens[len(prompt) :]
+
+
+@pytest.fixture(scope="session")
+def reference():
+    return SimpleNamespace(next_logprobs=next_logprobs, greedy_loop=greedy_loop)
