@@ -11,8 +11,8 @@ BIN = ROOT / ".venv" / "bin"
 SOURCES = [*(f"packages/{package}/src" for package in PACKAGES), "tools", "examples"]
 CHECKS = {
     "types": [BIN / "basedpyright", *SOURCES],
-    "lint": [BIN / "ruff", "check", "."],
-    "format": [BIN / "ruff", "format", "--check", "."],
+    "lint": [BIN / "ruff", "check", "--output-format=concise", "."],
+    "format": [BIN / "ruff", "format", "--check", "--output-format=concise", "."],
     "layers": [BIN / "lint-imports"],
     "public names": [sys.executable, "tools/check_imports.py"],
     "size": [sys.executable, "tools/check_size.py"],
