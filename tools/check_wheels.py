@@ -100,7 +100,7 @@ def try_alone(package: str, wheels: dict[str, Path], scratch: Path) -> None:
         raise WheelError(f"{package}: installs torch, which it must do without")
     work = scratch / f"{package}-work"
     work.mkdir()
-    execute([python, "-I", ROOT / "tools" / "smoke" / f"{import_name(package)[6:]}.py"], work)
+    execute([python, "-E", "-s", ROOT / "tools" / "smoke" / f"{import_name(package)[6:]}.py"], work)
     for script in sorted((environment / "bin").glob("mtron-*")):
         execute([script, "--help"], work)
     shutil.rmtree(environment)

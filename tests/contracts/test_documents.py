@@ -51,6 +51,17 @@ def test_shell_commands_exist(document):
     assert not problems, "\n".join(problems)
 
 
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_relative_links_lead_somewhere(document):
+    """Links and images of a document that point into the repository."""
+    targets = re.findall(r"\]\(([^)\s]+)\)", (ROOT / document).read_text("utf-8"))
+    inside = [target.partition("#")[0] for target in targets if "://" not in target]
+    missing = [
+        target for target in inside if not (ROOT / document).parent.joinpath(target).exists()
+    ]
+    assert not missing
+
+
 def test_console_scripts_are_installed():
     assert [path.name for path in COMMANDS] == [
         f"mtron-{name}" for name in ("ckpt", "data", "eval", "infer", "train")
