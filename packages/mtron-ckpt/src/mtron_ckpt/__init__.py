@@ -1,1 +1,57 @@
 """Sharded, checksummed, layout-independent checkpoints and format conversion. No torch needed."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mtron_ckpt.arrays import ArrayInfo as ArrayInfo
+    from mtron_ckpt.arrays import LocalArray as LocalArray
+    from mtron_ckpt.arrays import Metadata as Metadata
+    from mtron_ckpt.conversion.api import convert as convert
+    from mtron_ckpt.errors import CorruptCheckpoint as CorruptCheckpoint
+    from mtron_ckpt.errors import Damage as Damage
+    from mtron_ckpt.errors import IncompleteCheckpoint as IncompleteCheckpoint
+    from mtron_ckpt.manager import CheckpointManager as CheckpointManager
+    from mtron_ckpt.reading import Checkpoint as Checkpoint
+    from mtron_ckpt.reading import open as open
+    from mtron_ckpt.saving import save as save
+    from mtron_ckpt.staging import StagingPool as StagingPool
+    from mtron_ckpt.writing import SaveHandle as SaveHandle
+
+_MODULES = {
+    "ArrayInfo": "mtron_ckpt.arrays",
+    "Checkpoint": "mtron_ckpt.reading",
+    "CheckpointManager": "mtron_ckpt.manager",
+    "CorruptCheckpoint": "mtron_ckpt.errors",
+    "Damage": "mtron_ckpt.errors",
+    "IncompleteCheckpoint": "mtron_ckpt.errors",
+    "LocalArray": "mtron_ckpt.arrays",
+    "Metadata": "mtron_ckpt.arrays",
+    "SaveHandle": "mtron_ckpt.writing",
+    "StagingPool": "mtron_ckpt.staging",
+    "convert": "mtron_ckpt.conversion.api",
+    "open": "mtron_ckpt.reading",
+    "save": "mtron_ckpt.saving",
+}
+
+__all__ = [
+    "ArrayInfo",
+    "Checkpoint",
+    "CheckpointManager",
+    "CorruptCheckpoint",
+    "Damage",
+    "IncompleteCheckpoint",
+    "LocalArray",
+    "Metadata",
+    "SaveHandle",
+    "StagingPool",
+    "convert",
+    "open",
+    "save",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,91 @@
+"""Writes a planned data file window by window, computing checksums while the bytes are hot."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from crc32c import crc32c
+from isal.isal_zlib import crc32, crc32_combine
+
+from mtron_ckpt.layout import Chunk, FilePlan, Member
+from mtron_ckpt.manifest import ArrayRecord, FileRecord
+from mtron_ckpt.storage import write_at
+from mtron_ckpt.zarr_json import CHECKSUM_BYTES
+from mtron_ckpt.zip_format import central_header, end_records, local_header
+
+
+class DataFileWriter:
+    """One data file in the making.
+
+    Checksums and writes let other threads run: they hold the interpreter lock only between
+    the members of a window.
+
+    Args:
+        path: the file to create.
+        plan: where everything in it will be.
+    """
+
+    def __init__(self, path: Path, plan: FilePlan) -> None:
+        self._plan = plan
+        self._crc32 = 0
+        self._directory: list[bytes] = []
+        self._checksums: dict[str, list[tuple[int, int]]] = {a.name: [] for a in plan.arrays}
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+
+    def write(self, window: Sequence[Member], buffer: memoryview) -> None:
+        """Complete a staged window with headers and checksums, and write it.
+
+        Args:
+            window: the next members of the plan.
+            buffer: the bytes of the file from the first member's header to the last's end.
+
+        Raises:
+            OSError: the system refused, for instance because no space is left.
+        """
+        start = window[0].header
+        for member in window:
+            payload = buffer[member.payload - start : member.stop - start]
+            if isinstance(member.content, Chunk):
+                values = payload[:-CHECKSUM_BYTES]
+                checksum = crc32c(values)
+                payload[-CHECKSUM_BYTES:] = checksum.to_bytes(CHECKSUM_BYTES, "little")
+                self._checksums[member.content.array.name].append((member.payload, checksum))
+            digest = crc32(payload)
+            header = local_header(member.name, digest, member.size, member.payload - member.header)
+            buffer[member.header - start : member.payload - start] = header
+            self._crc32 = crc32_combine(crc32(header, self._crc32), digest, member.size)
+            entry = central_header(member.name, digest, member.size, member.header)
+            self._directory.append(entry)
+        write_at(self._file, buffer, start)
+
+    def finish(self, name: str, file_number: int) -> tuple[FileRecord, tuple[ArrayRecord, ...]]:
+        """Write the directory of the file and make the file durable.
+
+        Args:
+            name: path of the file within the checkpoint.
+            file_number: its position in the manifest's list of data files.
+
+        Returns:
+            What the manifest and the index say about it.
+        """
+        plan = self._plan
+        entries = b"".join(self._directory)
+        tail = entries + end_records(len(plan.members), plan.directory, len(entries))
+        assert plan.directory + len(tail) == plan.size
+        write_at(self._file, memoryview(tail), plan.directory)
+        os.fsync(self._file)
+        records = tuple(
+            ArrayRecord(
+                name=array.name,
+                dtype=array.dtype,
+                shape=array.shape,
+                chunk_shape=array.chunk_shape,
+                chunks=tuple((file_number, *chunk) for chunk in self._checksums[array.name]),
+            )
+            for array in plan.arrays
+        )
+        return FileRecord(path=name, size=plan.size, crc32=crc32(tail, self._crc32)), records
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)

@@ -1,0 +1,233 @@
+"""Carries out a planned save: the caller stages, a thread writes and commits."""
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from importlib.metadata import version
+from mmap import mmap
+from pathlib import Path
+from queue import SimpleQueue
+
+from mtron_ckpt.data_file import DataFileWriter
+from mtron_ckpt.layout import PAGE_BYTES, Member, WindowFiller
+from mtron_ckpt.manifest import (
+    COMMIT_FILE,
+    FORMAT,
+    INDEX_FILE,
+    MANIFEST_FILE,
+    VERSION,
+    FileRecord,
+    Index,
+    Manifest,
+    describe,
+    dump_commit,
+    dump_index,
+    dump_manifest,
+)
+from mtron_ckpt.plan import SavePlan
+from mtron_ckpt.staging import StagingPool
+from mtron_ckpt.steps import TemporaryStep, point_to_latest
+from mtron_ckpt.storage import describe_failure, sync_directory, write_file
+
+_log = logging.getLogger(__name__)
+
+
+class SaveHandle:
+    """A save that may still be running.
+
+    Attributes:
+        step: the step being saved.
+    """
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+        self._future: Future[Path] = Future()
+        self._seen = False
+
+    @property
+    def done(self) -> bool:
+        """Whether the save has ended, well or not."""
+        return self._future.done()
+
+    def wait(self, timeout_seconds: float | None = None) -> Path:
+        """Wait for the save.
+
+        Returns:
+            The committed directory.
+
+        Raises:
+            OSError: it could not be written; nothing of it is left.
+            TimeoutError: it is still running.
+        """
+        try:
+            return self._future.result(timeout_seconds)
+        finally:
+            self._seen = self._future.done()
+
+    def finish(self, outcome: Path | BaseException) -> None:
+        """Record how the save ended."""
+        if isinstance(outcome, BaseException):
+            self._future.set_exception(outcome)
+        else:
+            self._future.set_result(outcome)
+
+    def __del__(self) -> None:
+        if self._seen or not self._future.done():
+            return
+        error = self._future.exception()
+        if error is not None:
+            _log.error("step %d was not saved, and nobody waited for it: %s", self.step, error)
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """A window of the data file on its way to the thread."""
+
+    window: Sequence[Member]
+    buffer: mmap
+
+    @property
+    def content(self) -> memoryview:
+        """The window's bytes; they lie at the same place within a page as in the file."""
+        start = self.window[0].header
+        lead = start % PAGE_BYTES
+        return memoryview(self.buffer)[lead : lead + self.window[-1].stop - start]
+
+
+class _Save:
+    """One save in progress."""
+
+    def __init__(
+        self, plan: SavePlan, pool: StagingPool, after_commit: Callable[[Path], None] | None
+    ) -> None:
+        self.handle = SaveHandle(plan.step)
+        self._plan = plan
+        self._pool = pool
+        self._after_commit = after_commit
+        self._queue: SimpleQueue[_Staged | BaseException | None] = SimpleQueue()
+        self._failed = threading.Event()
+        self._directory = TemporaryStep(plan.root, plan.step)
+        try:
+            path = self._directory.path / plan.data_name
+            path.parent.mkdir()
+            self._data = DataFileWriter(path, plan.data)
+        except BaseException:
+            self._directory.close()
+            raise
+
+    def stage(self) -> None:
+        """Copy all arrays into buffers and pass these to the thread (runs in the caller)."""
+        filler = WindowFiller()
+        try:
+            for window in self._plan.data.windows():
+                if self._failed.is_set():
+                    break
+                staged = _Staged(window, self._pool.acquire())
+                try:
+                    filler.fill(window, staged.content)
+                except BaseException:
+                    self._pool.release(staged.buffer)
+                    raise
+                self._queue.put(staged)
+        except BaseException as error:
+            self._queue.put(error)
+            raise
+        self._queue.put(None)
+
+    def run(self) -> None:
+        """Write and commit the step (runs in the thread)."""
+        outcome: Path | BaseException
+        try:
+            self._write_windows()
+            outcome = self._commit()
+        except OSError as error:
+            if isinstance(error, FileExistsError):
+                outcome = error
+            else:
+                plan = self._plan
+                outcome = describe_failure(error, self._directory.final, plan.needed_bytes)
+        except BaseException as error:
+            outcome = error
+        finally:
+            self._data.close()
+            self._directory.close()
+        self.handle.finish(outcome)
+
+    def _write_windows(self) -> None:
+        """Write what the caller stages; after a failure, only take it from the caller's hands."""
+        failure: BaseException | None = None
+        while (staged := self._queue.get()) is not None:
+            if isinstance(staged, BaseException):
+                raise staged
+            try:
+                if failure is None:
+                    self._data.write(staged.window, staged.content)
+            except BaseException as error:
+                failure = error
+                self._failed.set()
+            finally:
+                self._pool.release(staged.buffer)
+        if failure is not None:
+            raise failure
+
+    def _commit(self) -> Path:
+        """Write everything beside the array data, then let the step appear."""
+        plan, directory = self._plan, self._directory.path
+        record, arrays = self._data.finish(plan.data_name, 0)
+        files = plan.files | {INDEX_FILE: dump_index(Index(arrays=arrays))}
+        for name in sorted({Path(name).parent for name in files} - {Path()}):
+            (directory / name).mkdir()
+        for name, content in files.items():
+            write_file(directory / name, content)
+        manifest = dump_manifest(_manifest(plan, record, files))
+        write_file(directory / MANIFEST_FILE, manifest)
+        write_file(directory / COMMIT_FILE, dump_commit(manifest))
+        for path in directory.iterdir():
+            if path.is_dir():
+                sync_directory(path)
+        sync_directory(directory)
+        self._directory.commit(plan.replace)
+        point_to_latest(plan.root)
+        if self._after_commit is not None:
+            self._after_commit(self._directory.final)
+        return self._directory.final
+
+
+def _manifest(plan: SavePlan, data: FileRecord, files: dict[str, bytes]) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        version=VERSION,
+        container="packed",
+        producer={"name": "mtron-ckpt", "version": version("mtron-ckpt")},
+        step=plan.step,
+        config=plan.config,
+        layout=plan.layout,
+        data=(data.path,),
+        files=(data, *(describe(name, content) for name, content in files.items())),
+    )
+
+
+def start_save(
+    plan: SavePlan, pool: StagingPool, after_commit: Callable[[Path], None] | None = None
+) -> SaveHandle:
+    """Stage a planned save and let a thread write it.
+
+    Args:
+        plan: what to save.
+        pool: where arrays wait to be written.
+        after_commit: called in the thread with the committed directory.
+
+    Raises:
+        OSError: the step could not even be begun.
+    """
+    save = _Save(plan, pool, after_commit)
+    thread = threading.Thread(target=save.run, name=f"mtron-ckpt step {plan.step}")
+    thread.start()
+    try:
+        save.stage()
+    except BaseException:
+        thread.join()  # it removes what was written
+        raise
+    return save.handle
