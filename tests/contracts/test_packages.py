@@ -131,6 +131,14 @@ def test_public_names_resolve(package):
     assert not missing
 
 
+def test_public_names_are_not_modules(package):
+    """Importing a submodule sets it as an attribute, which would hide a function of that name."""
+    source = ROOT / "packages" / package / "src" / import_name(package)
+    modules = {path.stem for path in source.glob("*.py")}
+    modules |= {path.parent.name for path in source.glob("*/__init__.py")}
+    assert not public_names(import_name(package)) & modules - {"torch_io"}
+
+
 def test_public_objects_are_documented(package):
     module = importlib.import_module(import_name(package))
     objects = {name: getattr(module, name) for name in module.__all__}
