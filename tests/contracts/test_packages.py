@@ -136,7 +136,8 @@ def test_public_names_are_not_modules(package):
     source = ROOT / "packages" / package / "src" / import_name(package)
     modules = {path.stem for path in source.glob("*.py")}
     modules |= {path.parent.name for path in source.glob("*/__init__.py")}
-    assert not public_names(import_name(package)) & modules - {"torch_io"}
+    clashes = public_names(import_name(package)) & modules - {"torch_io"}
+    assert not clashes, "rename the module"
 
 
 def test_public_objects_are_documented(package):
