@@ -1,9 +1,9 @@
 import http.client
+import importlib.util
 import json
-import os
-import socket
 import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +12,7 @@ import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from mtron_infer import Engine, EngineConfig, ServerConfig, build_app
+from mtron_infer.server.address import bind
 from mtron_models import LlamaConfig, build, initialize
 
 TEXT = (
@@ -42,8 +43,9 @@ class ByteLevel:
     def encode(self, text):
         return self._tokenizer.encode(text).ids
 
-    def decode(self, token_ids):
-        return self._tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    def decode(self, token_ids, *, skip_special_tokens=False):
+        assert all(0 <= token < self.vocab_size for token in token_ids)
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
 
 def tiny_model(dtype=torch.float64, **changes):
@@ -115,3 +117,77 @@ def greedy_loop(model, prompt, num_tokens, eos=0):
 @pytest.fixture(scope="session")
 def reference():
     return SimpleNamespace(next_logprobs=next_logprobs, greedy_loop=greedy_loop)
+
+
+@pytest.fixture(scope="session")
+def tolerances():
+    path = Path(__file__).with_name("tolerances.py")
+    spec = importlib.util.spec_from_file_location("mtron_infer_tolerances", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class Server:
+    """A server in a thread, with a plain HTTP client."""
+
+    def __init__(self, engine, **settings):
+        self.engine = engine
+        self.settings = ServerConfig(**({"model_name": "tiny"} | settings))
+        self.socket = bind("127.0.0.1", 0)
+        self.port = self.socket.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        config = uvicorn.Config(
+            build_app(engine, self.settings), http="h11", ws="none", log_level="warning"
+        )
+        self.server = uvicorn.Server(config)
+        self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]})
+        self.thread.start()
+
+    def stop(self):
+        self.server.should_exit = True
+        self.thread.join(20)
+        self.socket.close()
+        assert not self.thread.is_alive()
+
+    def request(self, method, path, body=None, headers=None):
+        """Return status, headers and JSON body."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+        sent = {"Content-Type": "application/json"} | (headers or {})
+        data = body if isinstance(body, bytes | None) else json.dumps(body).encode()
+        connection.request(method, path, data, {k: v for k, v in sent.items() if v is not None})
+        answer = connection.getresponse()
+        result = (answer.status, answer.headers, json.loads(answer.read() or b"null"))
+        connection.close()
+        return result
+
+    def complete(self, **body):
+        return self.request("POST", "/v1/completions", {"model": "tiny"} | body)
+
+    def wait_until_idle(self, seconds=10):
+        end = time.monotonic() + seconds
+        while self.engine.num_running or self.engine.num_waiting:
+            assert time.monotonic() < end, "a slot was not given back"
+            time.sleep(0.01)
+
+
+@pytest.fixture
+def make_server(make_engine):
+    servers = []
+
+    def make(limits=None, **settings):
+        servers.append(Server(make_engine(**(limits or {})), **settings))
+        return servers[-1]
+
+    yield make
+    for server in servers:
+        server.stop()
+
+
+@pytest.fixture(scope="module")
+def server(model, tokenizer):
+    """One server for the tests that leave it as it was."""
+    result = Server(Engine(model, tokenizer, EngineConfig(max_queue=16)))
+    yield result
+    result.wait_until_idle()
+    result.stop()

@@ -84,7 +84,9 @@ def test_seeded_sampling_is_the_same_alone_and_in_a_batch(make_engine):
 def test_sampling_without_a_seed_differs(make_engine):
     params = SamplingParams(max_tokens=20)
     engine = make_engine()
-    assert engine.generate([[5]], params)[0].token_ids != engine.generate([[5]], params)[0].token_ids
+    assert (
+        engine.generate([[5]], params)[0].token_ids != engine.generate([[5]], params)[0].token_ids
+    )
 
 
 def test_a_seed_continues_its_own_text(make_engine):
@@ -309,3 +311,24 @@ def test_limits_beyond_the_model_are_refused(make_engine):
         make_engine(max_len=65)
     (completion,) = make_engine(max_len=10).generate([[1, 2]], SamplingParams(ignore_eos=True))
     assert len(completion.token_ids) == 8
+
+
+def test_tokens_that_only_the_model_has_are_never_chosen(make_model, tokenizer, reference):
+    from mtron_infer import Engine
+
+    model = make_model(vocab_size=320)
+    with torch.no_grad():
+        model.head.weight[310] = 3 * model.head.weight[:300].abs().sum(0)
+        model.head.weight[311] = -model.head.weight[310]
+    assert int(reference.next_logprobs(model, [5])[-1].argmax()) >= 300
+    engine = Engine(model, tokenizer)
+    for temperature in (0.0, 1.0):
+        params = SamplingParams(max_tokens=20, temperature=temperature, logprobs=20, seed=0)
+        (completion,) = engine.generate([[5]], params)
+        assert max(completion.token_ids) < 300
+    token = completion.choices[0].tokens[0]
+    expected = reference.next_logprobs(model, [5])[-1]
+    assert token.logprob == pytest.approx(float(expected[token.token_id]), abs=1e-9)
+    assert [i for i, _ in token.top] == expected[:300].topk(20).indices.tolist()
+    with pytest.raises(ValueError, match="0 to 299, got 310"):
+        engine.generate([[310]])

@@ -55,9 +55,9 @@ class Engine:
         self.model = model.eval()
         model_config: Any = model.config
         self.max_len = _max_len(self.config, model_config.max_position_embeddings)
-        self._preparer = Preparer(
-            tokenizer, model_config.vocab_size, self.max_len, self.config.max_queue
-        )
+        # A model's vocabulary may be padded beyond the tokenizer's.
+        self._vocab_size = min(model_config.vocab_size, tokenizer.vocab_size)
+        self._preparer = Preparer(tokenizer, self._vocab_size, self.max_len, self.config.max_queue)
         eos = {tokenizer.eos_id, getattr(model_config, "eos_token_id", None)} - {None}
         self._eos_ids = frozenset(eos)
         self._limits = Limits(
@@ -272,14 +272,15 @@ class Engine:
         for begin in range(0, len(targets), _SCORED_AT_ONCE):
             ids = targets[begin : begin + _SCORED_AT_ONCE]
             logits = self._runner.logits(hidden[begin : begin + len(ids)])
-            row.add_prompt_scores(score(logits, ids, num_top))
+            row.add_prompt_scores(score(logits, ids, num_top, self._vocab_size))
 
     def _advance(self, rows: list[Continuation], hidden: list[Tensor]) -> list[Output]:
         """Give each row its next token, from its last hidden state `[hidden]`."""
         logits = self._runner.logits(torch.stack(hidden))
         is_finite = logits.isfinite().all(dim=-1).tolist()
         going = [i for i, row in enumerate(rows) if is_finite[i] and row.request.max_tokens]
-        picked = dict(zip(going, pick(logits[going], [rows[i] for i in going]), strict=True))
+        chosen = pick(logits[going], [rows[i] for i in going], self._vocab_size)
+        picked = dict(zip(going, chosen, strict=True))
         outputs = []
         for i, row in enumerate(rows):
             if i in picked:
@@ -289,7 +290,7 @@ class Engine:
         return outputs
 
     def _decode(self, token_ids: Sequence[int]) -> str:
-        return self.tokenizer.decode(list(token_ids))
+        return self.tokenizer.decode(token_ids, skip_special_tokens=True)
 
     def _check_thread(self) -> None:
         if self._owner not in (None, threading.current_thread()):

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import torch
-from mtron_ckpt.torch_io import to_torch
 from torch import nn
 
 import mtron_ckpt
 import mtron_data
 import mtron_models
+from mtron_ckpt.torch_io import to_torch
 
 Dtype: TypeAlias = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 """Type to compute in."""

@@ -18,11 +18,16 @@ class TextCodec(Protocol):
         """The end-of-text token, if there is one."""
         ...
 
-    def encode(self, text: str) -> list[int]:
+    @property
+    def vocab_size(self) -> int:
+        """One more than the largest token id."""
+        ...
+
+    def encode(self, text: str, /) -> list[int]:
         """Return the token ids of `text`."""
         ...
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def decode(self, token_ids: Sequence[int], /, *, skip_special_tokens: bool = False) -> str:
         """Return the text of `token_ids`."""
         ...
 
@@ -33,7 +38,7 @@ class Preparer:
 
     Attributes:
         tokenizer: turns text into token ids.
-        vocab_size: of the model.
+        vocab_size: token ids are below it.
         max_len: tokens that the context holds.
         max_choices: sequences that the queue takes at most.
     """
@@ -115,4 +120,8 @@ class Preparer:
         return self.max_len - length
 
     def _text(self, prompt: Any, ids: tuple[int, ...]) -> str:
-        return prompt if isinstance(prompt, str) else self.tokenizer.decode(ids)
+        return (
+            prompt
+            if isinstance(prompt, str)
+            else self.tokenizer.decode(ids, skip_special_tokens=True)
+        )

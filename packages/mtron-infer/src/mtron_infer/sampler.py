@@ -17,20 +17,23 @@ def random_key(seed: int, index: int) -> Key:
     return fold_in(_PURPOSE, seed, index)
 
 
-def pick(logits: Tensor, rows: Sequence[Continuation]) -> list[tuple[int, Score | None]]:
+def pick(
+    logits: Tensor, rows: Sequence[Continuation], vocab_size: int
+) -> list[tuple[int, Score | None]]:
     """Choose the next token of every row, with its score where the row asks for it.
 
     Args:
         logits: `[rows, vocab]`, floating, finite; may be overwritten.
         rows: the continuations that the logits belong to.
+        vocab_size: tokens from this one on exist in the model only and are never chosen.
     """
     scored = [i for i, row in enumerate(rows) if row.request.params.logprobs is not None]
     untouched = logits[scored]
-    tokens = sample(logits, rows) if rows else []
+    tokens = sample(logits[:, :vocab_size], rows) if rows else []
     scores: list[Score | None] = [None] * len(rows)
     if scored:
         num_top = [rows[i].request.params.logprobs or 0 for i in scored]
-        found = score(untouched, [tokens[i] for i in scored], max(num_top))
+        found = score(untouched, [tokens[i] for i in scored], max(num_top), vocab_size)
         for i, num, full in zip(scored, num_top, found, strict=True):
             scores[i] = Score(full.logprob, full.top[:num])
     return list(zip(tokens, scores, strict=True))
@@ -60,18 +63,20 @@ def sample(logits: Tensor, rows: Sequence[Continuation]) -> list[int]:
     return tokens
 
 
-def score(logits: Tensor, token_ids: Sequence[int], num_top: int) -> list[Score]:
+def score(logits: Tensor, token_ids: Sequence[int], num_top: int, vocab_size: int) -> list[Score]:
     """Return the model's log-probability of each token and of the most probable ones.
 
     Args:
         logits: `[rows, vocab]`, floating.
         token_ids: one per row.
         num_top: how many of the most probable ones.
+        vocab_size: tokens from this one on exist in the model only; they have their share of
+            the probability, but are not reported.
     """
     ids = torch.tensor(token_ids, device=logits.device)
     logprobs = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(dim=-1)
     chosen = logprobs.gather(1, ids[:, None])[:, 0].tolist()
-    best = logprobs.topk(min(num_top, logprobs.shape[1]), dim=-1)
+    best = logprobs[:, :vocab_size].topk(min(num_top, vocab_size), dim=-1)
     tops = zip(best.indices.tolist(), best.values.tolist(), strict=True)
     return [
         Score(logprob, tuple(zip(indices, values, strict=True)))
