@@ -1,0 +1,1 @@
+"""Megatron's `.bin/.idx` pair: its layout, a writer, a memory-mapped reader, and `verify`."""

@@ -1,0 +1,1 @@
+"""Raw text: which files, in which pieces, and the documents in them."""

@@ -1,0 +1,1 @@
+"""Tokenizers behind one protocol; each back end has its own module."""
