@@ -16,7 +16,11 @@ if TYPE_CHECKING:
     from mtron_ckpt.reading import open as open
     from mtron_ckpt.saving import save as save
     from mtron_ckpt.staging import StagingPool as StagingPool
+    from mtron_ckpt.verifying import VerifyReport as VerifyReport
+    from mtron_ckpt.verifying import verify as verify
     from mtron_ckpt.writing import SaveHandle as SaveHandle
+    from mtron_ckpt.zarr_dtypes import register_zarr_dtypes as register_zarr_dtypes
+    from mtron_ckpt.zarr_view import zarr_store as zarr_store
 
 _MODULES = {
     "ArrayInfo": "mtron_ckpt.arrays",
@@ -29,9 +33,13 @@ _MODULES = {
     "Metadata": "mtron_ckpt.arrays",
     "SaveHandle": "mtron_ckpt.writing",
     "StagingPool": "mtron_ckpt.staging",
+    "VerifyReport": "mtron_ckpt.verifying",
     "convert": "mtron_ckpt.conversion.api",
     "open": "mtron_ckpt.reading",
+    "register_zarr_dtypes": "mtron_ckpt.zarr_dtypes",
     "save": "mtron_ckpt.saving",
+    "verify": "mtron_ckpt.verifying",
+    "zarr_store": "mtron_ckpt.zarr_view",
 }
 
 __all__ = [
@@ -45,9 +53,13 @@ __all__ = [
     "Metadata",
     "SaveHandle",
     "StagingPool",
+    "VerifyReport",
     "convert",
     "open",
+    "register_zarr_dtypes",
     "save",
+    "verify",
+    "zarr_store",
 ]
 
 

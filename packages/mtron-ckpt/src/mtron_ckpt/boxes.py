@@ -77,6 +77,15 @@ def chunk_at(index: Shape, shape: Shape, chunk_shape: Shape) -> Box:
     return Box(offset, clipped)
 
 
+def nth_chunk(number: int, shape: Shape, chunk_shape: Shape) -> Box:
+    """Return what the chunk of this number (last dim fastest) holds."""
+    index: list[int] = []
+    for count in reversed(chunk_grid(shape, chunk_shape)):
+        number, position = divmod(number, count)
+        index.append(position)
+    return chunk_at(tuple(reversed(index)), shape, chunk_shape)
+
+
 def all_chunks(shape: Shape, chunk_shape: Shape) -> Iterator[Shape]:
     """Yield the grid index of every chunk, last dim fastest."""
     return product(*(range(n) for n in chunk_grid(shape, chunk_shape)))

@@ -12,12 +12,13 @@ import numpy as np
 from crc32c import crc32c
 
 from mtron_ckpt.arrays import ArrayInfo
-from mtron_ckpt.boxes import Box, Shape, chunks_touching, intersect
+from mtron_ckpt.boxes import Box, Shape, chunks_touching, intersect, nth_chunk
 from mtron_ckpt.dtypes import DTYPES, stored_dtype
 from mtron_ckpt.errors import CorruptCheckpoint, Damage
 from mtron_ckpt.manifest import ASSETS_DIRECTORY, STATE_DIRECTORY, ArrayRecord
 from mtron_ckpt.step_files import chunk_bytes, find_step, read_file, read_index, read_manifest
 from mtron_ckpt.storage import read_at
+from mtron_ckpt.zarr_json import CHECKSUM_BYTES
 
 Block = tuple[slice, ...]
 
@@ -96,7 +97,7 @@ class Checkpoint:
         Raises:
             ValueError: there is no such array.
         """
-        array = self._record(name)
+        array = self.record(name)
         return ArrayInfo(DTYPES[array.dtype], tuple(array.shape))
 
     def read(self, name: str, block: Block | None = None) -> np.ndarray:
@@ -113,7 +114,7 @@ class Checkpoint:
             ValueError: there is no such array or block.
             CorruptCheckpoint: the stored bytes are not the ones that were saved.
         """
-        array = self._record(name)
+        array = self.record(name)
         box = _box(name, block or (), array.shape)
         dtype = stored_dtype(array.dtype)
         result = np.empty(box.shape, dtype)
@@ -129,12 +130,34 @@ class Checkpoint:
             _copy_shared(scratch.view(dtype).reshape(array.chunk_shape), chunk, result, box)
         return result
 
-    def _record(self, name: str) -> ArrayRecord:
+    def record(self, name: str) -> ArrayRecord:
+        """Return what the index says about an array.
+
+        Raises:
+            ValueError: there is no such array.
+        """
         if name not in self._arrays:
             near = get_close_matches(name, self._arrays, n=1) or list(self._arrays)[:1]
             hint = f"; did you mean {near[0]}?" if near else "; the checkpoint holds no arrays"
             raise ValueError(f"{self.path}: no array is called {name!r}{hint}")
         return self._arrays[name]
+
+    def read_chunk(self, name: str, number: int) -> bytes:
+        """Read one chunk as zarr stores it, its checksum included.
+
+        Args:
+            name: the array.
+            number: position of the chunk in the grid, last dim fastest.
+
+        Raises:
+            ValueError: there is no such array.
+            CorruptCheckpoint: the stored bytes are not the ones that were saved.
+        """
+        array = self.record(name)
+        values = np.empty(chunk_bytes(array), np.uint8)
+        box = nth_chunk(number, array.shape, array.chunk_shape)
+        self._fill(array, number, box, values)
+        return values.tobytes() + array.chunks[number][2].to_bytes(CHECKSUM_BYTES, "little")
 
     def _fill(self, array: ArrayRecord, number: int, chunk: Box, target: np.ndarray) -> None:
         """Read a chunk into `target` (bytes) and check it."""

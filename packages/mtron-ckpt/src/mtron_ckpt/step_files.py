@@ -1,5 +1,7 @@
 """Reads the documents of a committed step, checked against the chain that ends in COMMIT."""
 
+import json
+from itertools import pairwise
 from math import prod
 from pathlib import Path
 
@@ -61,14 +63,15 @@ def read_manifest(directory: Path) -> Manifest:
         commit = (directory / COMMIT_FILE).read_bytes()
     except FileNotFoundError:
         raise IncompleteCheckpoint(f"{directory}: not committed, COMMIT is missing") from None
-    _check_version(directory, commit)
+    path = directory / MANIFEST_FILE
     try:
-        content = (directory / MANIFEST_FILE).read_bytes()
+        content = path.read_bytes()
     except FileNotFoundError:
-        raise CorruptCheckpoint(Damage(str(directory / MANIFEST_FILE), 0, 0, "missing")) from None
+        raise CorruptCheckpoint(Damage(str(path), 0, 0, "missing")) from None
     if commit != dump_commit(content):
+        _check_version(directory, commit, content)
         problem = "does not match COMMIT (one of the two is damaged or from another checkpoint)"
-        raise CorruptCheckpoint(Damage(str(directory / MANIFEST_FILE), 0, len(content), problem))
+        raise CorruptCheckpoint(Damage(str(path), 0, len(content), problem))
     try:
         manifest = Manifest.model_validate_json(content)
     except ValidationError as error:
@@ -80,9 +83,13 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def _check_version(directory: Path, commit: bytes) -> None:
-    found, _, version = commit.partition(b"\n")[0].decode("latin-1").partition(" ")
-    if found == FORMAT and version != str(VERSION) and version.isdecimal():
+def _check_version(directory: Path, commit: bytes, manifest: bytes) -> None:
+    """Raise if both COMMIT and MANIFEST.json say that they are of another version."""
+    try:
+        version = json.loads(manifest)["version"]
+    except (ValueError, KeyError, TypeError):
+        return
+    if version != VERSION and commit.startswith(f"{FORMAT} {version}\n".encode()):
         raise ValueError(
             f"{directory}: the checkpoint has format version {version}, this mtron-ckpt reads "
             f"version {VERSION}; use a version of mtron-ckpt that reads it"
@@ -98,7 +105,7 @@ def read_file(directory: Path, record: FileRecord) -> bytes:
     path = directory / record.path
     try:
         content = path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, IsADirectoryError):
         raise CorruptCheckpoint(Damage(str(path), 0, record.size, "missing")) from None
     if len(content) != record.size:
         problem = f"{len(content)} bytes long instead of {record.size}"
@@ -124,6 +131,7 @@ def read_index(directory: Path, manifest: Manifest) -> dict[str, ArrayRecord]:
         sizes = [_size(manifest, name) for name in manifest.data]
         for array in index.arrays:
             _check_array(array, sizes)
+        _check_apart(index)
     except ValueError as error:  # pydantic's is one
         raise _malformed(path, content, error) from None
     return {array.name: array for array in index.arrays}
@@ -147,6 +155,19 @@ def _check_array(array: ArrayRecord, sizes: list[int]) -> None:
     for file, position, _ in array.chunks:
         if file >= len(sizes) or position + chunk_bytes(array) > sizes[file]:
             raise ValueError(f"{array.name}: a chunk lies outside the data files")
+
+
+def _check_apart(index: Index) -> None:
+    if len({array.name for array in index.arrays}) < len(index.arrays):
+        raise ValueError("two arrays have one name")
+    spans = sorted(
+        (file, position, position + chunk_bytes(array))
+        for array in index.arrays
+        for file, position, _ in array.chunks
+    )
+    for (file, _, stop), (next_file, start, _) in pairwise(spans):
+        if file == next_file and start < stop:
+            raise ValueError(f"two chunks share bytes from {start} of data file {file}")
 
 
 def chunk_bytes(array: ArrayRecord) -> int:

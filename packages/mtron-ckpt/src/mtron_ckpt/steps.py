@@ -37,16 +37,22 @@ def step_of(path: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+def step_directories(root: Path) -> dict[int, Path]:
+    """Return the directories in `root` that are called like a step, oldest first."""
+    if not root.is_dir():
+        return {}
+    found = [(step_of(path), path) for path in root.iterdir() if path.is_dir()]
+    return dict(sorted((step, path) for step, path in found if step is not None))
+
+
 def committed_steps(root: Path) -> dict[int, Path]:
     """Return the directories in `root` that hold a committed step, oldest first.
 
     A directory gets its final name and its COMMIT file in one rename, so both are there or the
     step does not exist. Whether the bytes are still the saved ones is seen when they are read.
     """
-    if not root.is_dir():
-        return {}
-    found = {step_of(path): path for path in root.iterdir() if (path / COMMIT_FILE).is_file()}
-    return {step: found[step] for step in sorted(s for s in found if s is not None)}
+    steps = step_directories(root)
+    return {step: path for step, path in steps.items() if (path / COMMIT_FILE).is_file()}
 
 
 def check_absent(root: Path, step: int) -> None:
