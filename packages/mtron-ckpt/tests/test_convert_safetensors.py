@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mtron_ckpt.arrays import ArrayInfo
 from mtron_ckpt.conversion.hf_source import HuggingFaceSource
 from mtron_ckpt.conversion.hf_target import plan_shards, write_weights
-from mtron_ckpt.conversion.safetensors_io import SafetensorsReader, TensorInfo, write_safetensors
+from mtron_ckpt.conversion.safetensors_io import SafetensorsReader, write_safetensors
 
 DTYPES = [
     np.float64,
@@ -37,7 +38,7 @@ def some_tensors():
 
 
 def infos(tensors):
-    return {name: TensorInfo(array.dtype, array.shape) for name, array in tensors.items()}
+    return {name: ArrayInfo(array.dtype, array.shape) for name, array in tensors.items()}
 
 
 def same(left, right):
@@ -103,7 +104,7 @@ def test_a_file_that_shrinks_meanwhile_is_an_error(tmp_path):
 
 def test_shards_keep_order_and_bound():
     tensors = {
-        name: TensorInfo(np.dtype(np.uint8), (size,))
+        name: ArrayInfo(np.dtype(np.uint8), (size,))
         for name, size in {"a": 4, "b": 5, "c": 20, "d": 1, "e": 9, "f": 0}.items()
     }
     assert plan_shards(tensors, 10) == [["a", "b"], ["c"], ["d", "e", "f"]]

@@ -7,7 +7,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from mtron_ckpt.conversion.safetensors_io import SafetensorsReader, TensorInfo
+from mtron_ckpt.arrays import ArrayInfo
+from mtron_ckpt.conversion.safetensors_io import SafetensorsReader
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -34,7 +35,7 @@ class HuggingFaceSource:
         except BaseException:
             self.close()
             raise
-        self.tensors: dict[str, TensorInfo] = {
+        self.tensors: dict[str, ArrayInfo] = {
             name: self._readers[file].tensors[name] for name, file in self._files.items()
         }
 

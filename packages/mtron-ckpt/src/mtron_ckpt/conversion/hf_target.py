@@ -6,13 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
+from mtron_ckpt.arrays import ArrayInfo
 from mtron_ckpt.conversion.hf_source import INDEX_FILE, SINGLE_FILE
-from mtron_ckpt.conversion.safetensors_io import TensorInfo, write_safetensors
+from mtron_ckpt.conversion.safetensors_io import write_safetensors
 
 DEFAULT_SHARD_BYTES = 4_000_000_000
 
 
-def plan_shards(tensors: Mapping[str, TensorInfo], max_bytes: int) -> list[list[str]]:
+def plan_shards(tensors: Mapping[str, ArrayInfo], max_bytes: int) -> list[list[str]]:
     """Distributes tensors over files, in order.
 
     Args:
@@ -25,17 +26,17 @@ def plan_shards(tensors: Mapping[str, TensorInfo], max_bytes: int) -> list[list[
     shards: list[list[str]] = []
     room = -1
     for name, info in tensors.items():
-        if info.num_bytes > room:
+        if info.size_bytes > room:
             shards.append([])
             room = max_bytes
         shards[-1].append(name)
-        room -= info.num_bytes
+        room -= info.size_bytes
     return shards
 
 
 def write_weights(
     directory: Path,
-    tensors: Mapping[str, TensorInfo],
+    tensors: Mapping[str, ArrayInfo],
     read: Callable[[str], np.ndarray],
     max_bytes: int,
 ) -> None:
@@ -62,7 +63,7 @@ def write_weights(
         weight_map = {
             name: file for file, names in zip(files, shards, strict=True) for name in names
         }
-        total = sum(info.num_bytes for info in tensors.values())
+        total = sum(info.size_bytes for info in tensors.values())
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (directory / INDEX_FILE).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 

@@ -1,13 +1,15 @@
 """A directory that appears under its name whole or not at all."""
 
 import ctypes
+import errno
 import os
-import shutil
 import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from mtron_ckpt.storage import make_directory, remove_tree, sync_directory
 
 _AT_FDCWD = -100
 _RENAME_EXCHANGE = 2
@@ -54,7 +56,7 @@ def publish_directory(destination: Path) -> Iterator[Path]:
     killed process leaves it under a name with `.tmp-`.
     """
     destination = destination.resolve()
-    destination.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(destination.parent)
     staging = destination.with_name(f"{destination.name}.tmp-{uuid.uuid4().hex[:8]}")
     staging.mkdir()
     try:
@@ -64,15 +66,17 @@ def publish_directory(destination: Path) -> Iterator[Path]:
             _replace(staging, destination)
         else:
             staging.rename(destination)
-        _sync(destination.parent)
+        sync_directory(destination.parent)
+    except OSError as error:
+        raise _renamed(error, staging, destination) from error.__cause__
     finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        remove_tree(staging)
 
 
 def _replace(staging: Path, destination: Path) -> None:
     """Puts `staging` in the place of `destination` and removes what was there."""
     if _exchange(staging, destination):
-        shutil.rmtree(staging)
+        remove_tree(staging)
         return
     old = destination.with_name(f"{destination.name}.old-{uuid.uuid4().hex[:8]}")
     destination.rename(old)
@@ -81,7 +85,7 @@ def _replace(staging: Path, destination: Path) -> None:
     except OSError:
         old.rename(destination)
         raise
-    shutil.rmtree(old)
+    remove_tree(old)
 
 
 def _exchange(first: Path, second: Path) -> bool:
@@ -96,15 +100,25 @@ def _exchange(first: Path, second: Path) -> bool:
 
 
 def _sync_tree(root: Path) -> None:
+    """Makes files and names below a directory durable."""
     for directory, _, files in os.walk(root):
         for name in files:
-            _sync(Path(directory) / name)
-        _sync(Path(directory))
+            descriptor = os.open(Path(directory) / name, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        sync_directory(Path(directory))
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _renamed(error: OSError, staging: Path, destination: Path) -> OSError:
+    """The same error in terms of the destination, which is what the user knows."""
+    text = error.strerror or str(error)
+    if str(staging) in text:
+        return OSError(error.errno, text.replace(str(staging), str(destination)))
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(
+            error.errno,
+            f"{destination}: no space left, nothing was written; free some or choose another place",
+        )
+    return error

@@ -9,7 +9,6 @@ import json
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -17,6 +16,8 @@ from typing import Any, Self
 import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
+
+from mtron_ckpt.arrays import ArrayInfo
 
 _DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(dtype)
@@ -37,24 +38,6 @@ _DTYPES: dict[str, np.dtype[Any]] = {
 }
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _LENGTH = struct.Struct("<Q")
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """What a header says about one tensor.
-
-    Attributes:
-        dtype: its numpy dtype; bfloat16 and FP8 are those of `ml_dtypes`.
-        shape: its shape.
-    """
-
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-
-    @property
-    def num_bytes(self) -> int:
-        """Size of the data in bytes."""
-        return self.dtype.itemsize * int(np.prod(self.shape, dtype=np.int64))
 
 
 class SafetensorsReader:
@@ -81,7 +64,7 @@ class SafetensorsReader:
         self._positions = {name: entry["data_offsets"][0] for name, entry in header.items()}
         self.tensors = {name: self._info(name, entry) for name, entry in header.items()}
 
-    def _info(self, name: str, entry: Mapping[str, Any]) -> TensorInfo:
+    def _info(self, name: str, entry: Mapping[str, Any]) -> ArrayInfo:
         dtype = _DTYPES.get(entry["dtype"])
         if dtype is None:
             self.close()
@@ -89,7 +72,7 @@ class SafetensorsReader:
                 f"{self.path}: {name}: dtype {entry['dtype']} cannot be converted; "
                 f"supported: {', '.join(_DTYPES)}"
             )
-        return TensorInfo(dtype, tuple(entry["shape"]))
+        return ArrayInfo(dtype, tuple(entry["shape"]))
 
     def read(self, name: str) -> np.ndarray:
         """Reads one tensor into memory of its own.
@@ -98,7 +81,7 @@ class SafetensorsReader:
             OSError: if the file has become shorter since it was opened.
         """
         info = self.tensors[name]
-        data = np.empty(info.num_bytes, dtype=np.uint8)
+        data = np.empty(info.size_bytes, dtype=np.uint8)
         self._file.seek(self._start + self._positions[name])
         view, done = data.data, 0
         while done < len(view):
@@ -126,7 +109,7 @@ class SafetensorsReader:
 
 def write_safetensors(
     path: Path,
-    tensors: Mapping[str, TensorInfo],
+    tensors: Mapping[str, ArrayInfo],
     data: Iterable[tuple[str, np.ndarray]],
 ) -> None:
     """Writes one file, with its tensors arriving one by one in the order of `tensors`.
@@ -152,7 +135,7 @@ def write_safetensors(
         os.fsync(file.fileno())
 
 
-def _header(tensors: Mapping[str, TensorInfo]) -> bytes:
+def _header(tensors: Mapping[str, ArrayInfo]) -> bytes:
     # transformers refuses files that do not say which framework's conventions they follow.
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
@@ -162,7 +145,7 @@ def _header(tensors: Mapping[str, TensorInfo]) -> bytes:
                 f"{name}: dtype {info.dtype} has no safetensors form; "
                 f"supported: {', '.join(map(str, _NAMES))}"
             )
-        end = position + info.num_bytes
+        end = position + info.size_bytes
         header[name] = {
             "dtype": _NAMES[info.dtype],
             "shape": list(info.shape),
