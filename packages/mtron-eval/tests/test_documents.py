@@ -35,7 +35,7 @@ def test_a_text_file_is_one_document_byte_for_byte(tmp_path):
         (b'{"text": "a", "domain": 5}\n', "line 1: domain: must be a string, got 5"),
         (b'{"text": "a"}\n\xff\n', "line 2: not UTF-8"),
         (b'{"text": "\\ud800"}\n', "line 1: text: not valid Unicode"),
-        (b"", "holds no text"),
+        (b"", "is empty"),
         (b'{"text": ""}\n', "holds no text"),
     ],
 )
@@ -47,14 +47,21 @@ def test_malformed_lines_are_named(tmp_path, content, message):
     assert str(path) in str(caught.value)
 
 
-def test_missing_files_directories_and_repetitions_are_named(tmp_path, write_jsonl):
+def test_missing_files_and_repetitions_are_named(tmp_path, write_jsonl):
     with pytest.raises(ValueError, match=r"nothing\.jsonl: no such file"):
         read_documents([tmp_path / "nothing.jsonl"])
-    with pytest.raises(ValueError, match="is a directory"):
-        read_documents([tmp_path])
     path = write_jsonl({"text": "a"})
-    with pytest.raises(ValueError, match="is given twice"):
+    with pytest.raises(ValueError, match="is named twice"):
         read_documents([path, path])
+
+
+def test_folders_and_patterns_give_their_files(tmp_path, write_jsonl):
+    (tmp_path / "sub").mkdir()
+    write_jsonl({"text": "a"}, name="sub/a.jsonl")
+    (tmp_path / "sub" / "b.txt").write_text("b")
+    (tmp_path / "sub" / "empty.txt").write_text("")
+    for name in (tmp_path / "sub", tmp_path / "sub" / "*"):
+        assert [d.text for f in read_documents([name]) for d in f.documents] == ["a", "b", ""]
 
 
 def test_a_text_file_that_is_not_utf8_is_refused(tmp_path):

@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
+from mtron_eval.config import Dtype
 from mtron_eval.results import RESULTS_FILE
 from mtron_eval.scoring import Progress
 
@@ -41,7 +42,7 @@ def run(
         list[str],
         typer.Option(
             metavar="FILE",
-            help='JSON lines {"text": ...} (.jsonl) or a plain text file; may be repeated.',
+            help='JSON lines {"text": ...} (.jsonl), a text file, a folder; may be repeated.',
         ),
     ],
     output: Annotated[
@@ -60,6 +61,11 @@ def run(
         typer.Option(help="Tokens scored by each further window.  [default: half the context]"),
     ] = None,
     batch_size: Annotated[int, typer.Option(help="Windows scored together.")] = 8,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
+    dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(help="Processor threads; torch decides if not given.")
+    ] = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Score a checkpoint on local data; print a table and write JSON."""
@@ -77,6 +83,9 @@ def run(
                 context=context,
                 stride=stride,
                 batch_size=batch_size,
+                device=device,
+                dtype=dtype,
+                threads=threads,
                 progress=progress,
             )
         from rich.console import Console

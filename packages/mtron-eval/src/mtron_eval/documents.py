@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_JSONL_SUFFIXES = (".jsonl", ".ndjson")
+from mtron_data import Source, find_sources
 
 
 @dataclass(frozen=True)
@@ -59,40 +59,31 @@ class DataFile:
 def read_documents(paths: Sequence[str | Path]) -> list[DataFile]:
     """Reads data files.
 
-    A file that ends in `.jsonl` or `.ndjson` holds one JSON object per line with the string
-    `text` and, optionally, the strings `path` and `domain`; further keys are ignored. Any other
-    file is one text.
+    Files are found by the rules of `mtron_data.find_sources`: one that ends in `.jsonl`,
+    `.ndjson` or `.json` holds one JSON object per line, with the string `text` and, optionally,
+    the strings `path` and `domain`; further keys are ignored. Any other file is one text.
 
     Args:
-        paths: the files.
+        paths: files, folders or patterns.
 
     Raises:
         ValueError: naming the file, the line and the remedy.
         OSError: if a file cannot be read.
     """
-    files = [_read_file(Path(path)) for path in paths]
-    seen: dict[Path, str] = {}
-    for file in files:
-        resolved = Path(file.path).resolve()
-        if resolved in seen:
-            raise ValueError(f"{file.path}: is given twice; its documents would count twice")
-        seen[resolved] = file.path
+    files = [_read_file(source) for source in find_sources(paths)]
+    if not any(document.text for file in files for document in file.documents):
+        names = ", ".join(file.path for file in files)
+        raise ValueError(f"{names}: holds no text; give a file with at least one document")
     return files
 
 
-def _read_file(path: Path) -> DataFile:
-    if path.is_dir():
-        raise ValueError(f"{path}: is a directory; give a .jsonl file or a text file")
-    if not path.exists():
-        raise ValueError(f"{path}: no such file; give a .jsonl file or a text file")
-    content = path.read_bytes()
-    if path.suffix.lower() in _JSONL_SUFFIXES:
-        documents = tuple(_json_lines(str(path), content))
+def _read_file(source: Source) -> DataFile:
+    path, content = str(source.path), source.path.read_bytes()
+    if source.kind == "jsonl":
+        documents = tuple(_json_lines(path, content))
     else:
-        documents = (Document(text=_decode(content, str(path)), source=str(path)),)
-    if not any(document.text for document in documents):
-        raise ValueError(f"{path}: holds no text; give a file with at least one document")
-    return DataFile(str(path), len(content), hashlib.sha256(content).hexdigest(), documents)
+        documents = (Document(text=_decode(content, path), source=path),)
+    return DataFile(path, len(content), hashlib.sha256(content).hexdigest(), documents)
 
 
 def _json_lines(source: str, content: bytes) -> Iterator[Document]:

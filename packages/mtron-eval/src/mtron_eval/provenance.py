@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,8 +47,8 @@ class CheckpointInfo:
 
     @property
     def max_context(self) -> int:
-        """The longest sequence that the model was made for, in tokens."""
-        return int(self.model["max_position_embeddings"])
+        """Most tokens before a predicted one: together they fill the engine's context."""
+        return int(self.model["max_position_embeddings"]) - 1
 
     def to_dict(self) -> dict[str, Any]:
         """For the report."""
@@ -89,7 +88,7 @@ def describe_run(
     """Everything that the report says besides the results.
 
     Args:
-        model: what is known of the model.
+        model: what is known of the model and of how it computes.
         config: with all defaults filled in.
         data: the data files.
     """
@@ -111,16 +110,11 @@ def describe_run(
 
 
 def _environment() -> dict[str, Any]:
-    environment: dict[str, Any] = {
+    return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _version(name) for name in _PACKAGES},
     }
-    torch = sys.modules.get("torch")
-    if torch is not None:
-        environment["torch_threads"] = torch.get_num_threads()
-        environment["torch_default_dtype"] = str(torch.get_default_dtype()).removeprefix("torch.")
-    return environment
 
 
 def _version(package: str) -> str | None:

@@ -2,14 +2,25 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict, Unpack
 
-from mtron_eval.config import EvalConfig
-from mtron_eval.documents import read_documents
-from mtron_eval.provenance import CheckpointInfo, describe_run, read_checkpoint_info
+from mtron_eval.config import Dtype, EvalConfig
+from mtron_eval.documents import DataFile, read_documents
+from mtron_eval.provenance import describe_run, read_checkpoint_info
 from mtron_eval.registry import Task, find_task
 from mtron_eval.results import Results
 from mtron_eval.scoring import Progress, Scorer
+
+
+class Settings(TypedDict, total=False):
+    """The fields of `EvalConfig` besides tasks and data."""
+
+    context: int | None
+    stride: int | None
+    batch_size: int
+    device: str
+    dtype: Dtype
+    threads: int | None
 
 
 def evaluate(
@@ -17,10 +28,8 @@ def evaluate(
     tasks: Sequence[str | type[Task]],
     data: Sequence[str | Path],
     *,
-    context: int | None = None,
-    stride: int | None = None,
-    batch_size: int = 8,
     progress: Progress | None = None,
+    **settings: Unpack[Settings],
 ) -> Results:
     """Evaluates a model.
 
@@ -31,11 +40,9 @@ def evaluate(
         source: a checkpoint (a root stands for its newest step), or a model that scores.
         tasks: names of built-in tasks, or task classes.
         data: paths of data files.
-        context: most tokens that the model sees before the one it predicts; default: the length
-            that the model was made for.
-        stride: tokens that a window after the first scores; default: half of the context.
-        batch_size: windows scored together.
         progress: told about tokens done, task by task.
+        settings: the other fields of `EvalConfig`: `context`, `stride`, `batch_size`, and for a
+            checkpoint `device`, `dtype`, `threads`.
 
     Raises:
         ValueError: naming what is wrong with the request, the data or the checkpoint.
@@ -43,20 +50,35 @@ def evaluate(
     """
     classes = [find_task(task) if isinstance(task, str) else task for task in tasks]
     config = EvalConfig(
-        tasks=tuple(task.name for task in classes),
-        data=tuple(map(str, data)),
-        context=context,
-        stride=stride,
-        batch_size=batch_size,
+        tasks=tuple(task.name for task in classes), data=tuple(map(str, data)), **settings
     )
     files = read_documents(config.data)
-    info = read_checkpoint_info(str(source)) if isinstance(source, str | Path) else None
-    limit = info.max_context if info is not None else _scorer(source).max_context
-    config = _fill_in(config, limit)
+    if isinstance(source, str | Path):
+        return _evaluate_checkpoint(str(source), classes, config, files, progress)
+    given = sorted({"device", "dtype", "threads"} & set(settings))
+    if given:
+        raise ValueError(f"{given[0]}: belongs to a checkpoint, but the model is loaded already")
+    config = _fill_in(config, source.max_context)
     running = [task(config, files) for task in classes]
-    scorer = _load(info, config) if info is not None else _scorer(source)
+    results = {task.name: task.run(source, progress) for task in running}
+    return Results(describe_run({"scorer": type(source).__name__}, config, files), results)
+
+
+def _evaluate_checkpoint(
+    path: str,
+    classes: Sequence[type[Task]],
+    config: EvalConfig,
+    files: Sequence[DataFile],
+    progress: Progress | None,
+) -> Results:
+    info = read_checkpoint_info(path)
+    config = _fill_in(config, info.max_context)
+    running = [task(config, files) for task in classes]
+    from mtron_eval.backend import EngineScorer  # needs torch, which takes seconds to import
+
+    scorer = EngineScorer(str(info.path), config)
     results = {task.name: task.run(scorer, progress) for task in running}
-    return Results(describe_run(_describe_model(info, scorer), config, files), results)
+    return Results(describe_run(info.to_dict() | scorer.describe(), config, files), results)
 
 
 def _fill_in(config: EvalConfig, max_context: int) -> EvalConfig:
@@ -78,20 +100,3 @@ def _fill_in(config: EvalConfig, max_context: int) -> EvalConfig:
             f"skipped, got {stride}; use {context} or less"
         )
     return config.model_copy(update={"context": context, "stride": stride})
-
-
-def _load(info: CheckpointInfo, config: EvalConfig) -> Scorer:
-    from mtron_eval.backend import EngineScorer  # needs torch, which takes seconds to import
-
-    assert config.context is not None
-    return EngineScorer(str(info.path), config.batch_size * (config.context + 1))
-
-
-def _scorer(source: str | Path | Scorer) -> Scorer:
-    assert not isinstance(source, str | Path)
-    return source
-
-
-def _describe_model(info: CheckpointInfo | None, scorer: Scorer) -> dict[str, Any]:
-    described = info.to_dict() if info is not None else {"checkpoint": None}
-    return described | {"scorer": type(scorer).__name__}
