@@ -1,0 +1,145 @@
+"""`make pretrain`: from the standard library's sources to a model, its score and a sample.
+
+Each stage is a command that is printed before it runs, so that the output is also a recipe. Run it
+again and finished stages are skipped, an unfinished training resumes.
+"""
+
+import gzip
+import json
+import lzma
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+EXAMPLES = Path(__file__).parent
+CORPUS = Path("runs/corpus")
+RUN = Path("runs/pretrain")
+EVALUATION = RUN / "evaluation"
+VOCAB_SIZE = 4096
+PROMPT_LINES = 12
+INTERRUPTED = 130
+
+
+def main() -> int:
+    """Run all stages and return the exit code."""
+    started = time.monotonic()
+    try:
+        prepare_data()
+        run("mtron-train", "pretrain", EXAMPLES / "pretrain.toml")
+        evaluate()
+        show_scores()
+        show_sample()
+    except subprocess.CalledProcessError as error:
+        return error.returncode
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(f"\ndone in {minutes}:{seconds:02}: {RUN} has checkpoints, metrics and curves.png")
+    return 0
+
+
+def prepare_data() -> None:
+    """Collect the corpus, train a tokenizer on it, and turn both into token datasets."""
+    text, tokenizer = CORPUS / "text", CORPUS / "tokenizer"
+    if not (text / "heldout.jsonl").exists():
+        run(sys.executable, EXAMPLES / "standard_library.py", text)
+    if not tokenizer.exists():
+        size = str(VOCAB_SIZE)
+        source = text / "train.jsonl"
+        run("mtron-data", "train-tokenizer", source, "--vocab-size", size, "--output", tokenizer)
+    for part in ("train", "heldout"):
+        source, output = text / f"{part}.jsonl", CORPUS / part
+        if not output.exists():
+            run("mtron-data", "prepare", source, "--tokenizer", tokenizer, "--output", output)
+
+
+def evaluate() -> None:
+    """Measure perplexity and bits per byte of every held-out file."""
+    data = CORPUS / "text" / "heldout.jsonl"
+    checkpoints = RUN / "checkpoints"
+    run(
+        *("mtron-eval", "run", checkpoints, "--tasks", "perplexity", "--data", data),
+        *("--output", EVALUATION, "--overwrite"),
+    )
+
+
+def show_scores() -> None:
+    """Print the model's bits per byte beside those of two compressors, file by file."""
+    task = json.loads((EVALUATION / "results.json").read_text())["tasks"]["perplexity"]
+    documents = read_jsonl(CORPUS / "text" / "heldout.jsonl")
+    texts = {document["path"]: document["text"].encode() for document in documents}
+    print("\nbits per byte of text that the model has never seen")
+    print(f"{'held-out file':44} {'bytes':>8} {'mtron':>7} {'gzip -9':>8} {'xz -9':>7}")
+    total = (0, 0.0, 0, 0)
+    for row in task["documents"]:
+        path, size, bits = row["path"], row["bytes"], row["bits_per_byte"]
+        measured = (size, bits * size, *compressed_bits(texts[path]))
+        total = tuple(a + b for a, b in zip(total, measured, strict=True))
+        print(score_line(path, *measured))
+    print(score_line("all of them", *total))
+
+
+def score_line(name: str, size: int, *bits: float) -> str:
+    """One line of the table: bytes, and bits per byte of the model, gzip and xz."""
+    model, gz, xz = (count / size for count in bits)
+    return f"{name[-44:]:44} {size:8} {model:7.3f} {gz:8.3f} {xz:7.3f}"
+
+
+def compressed_bits(data: bytes) -> tuple[int, int]:
+    """Bits that `gzip -9` and `xz -9` need for `data`."""
+    return 8 * len(gzip.compress(data, 9)), 8 * len(lzma.compress(data, preset=9))
+
+
+def show_sample() -> None:
+    """Print how the model continues the beginning of a held-out file."""
+    document = read_jsonl(CORPUS / "text" / "heldout.jsonl")[0]
+    prompt = "\n".join(document["text"].splitlines()[:PROMPT_LINES]) + "\n"
+    command = (
+        *("mtron-infer", "generate", RUN / "checkpoints", "--prompt-file", "-"),
+        *("--max-tokens", "128", "--temperature", "0.7", "--seed", "1"),
+    )
+    show(command)
+    finished = subprocess.run(
+        [program(command[0]), *map(str, command[1:])],
+        input=prompt.encode(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    print(f"\nthe beginning of {document['path']}:\n{indent(prompt)}")
+    print(f"\nthe model goes on (it has never seen this file):\n{indent(finished.stdout.decode())}")
+
+
+def indent(text: str) -> str:
+    """Set `text` off from what the program says itself."""
+    return "\n".join(f"  | {line}" for line in text.rstrip("\n").splitlines())
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Read one JSON object per line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def program(name: object) -> str:
+    """Return the path of a program of this environment."""
+    path = Path(sys.executable).with_name(str(name))
+    return str(path) if path.exists() else str(name)
+
+
+def show(command: Sequence[object]) -> None:
+    """Print a command as one would type it."""
+    words = ["python" if word == sys.executable else str(word) for word in command]
+    print(f"\n$ {shlex.join(words)}", flush=True)
+
+
+def run(*command: object) -> None:
+    """Print and run a command of this environment; it must succeed."""
+    show(command)
+    subprocess.run([program(command[0]), *map(str, command[1:])], check=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,110 @@
+"""From a configuration to a run that is ready to step: each arrow of the design is one call."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from mtron_ckpt import Checkpoint, CheckpointManager
+from mtron_ckpt import open as open_checkpoint
+from mtron_data import GPTDataset, Loader, TokenDataset, load_tokenizer
+from mtron_models import build, initial_values
+from mtron_optim import accelerate, build_optimizer
+from mtron_parallel import Mesh, ParallelModel, parallelize
+from mtron_train.config import RunConfig
+from mtron_train.state import TrainState, check_same_model, read_block, restore
+
+CHECKPOINTS = "checkpoints"
+
+
+@dataclass
+class Run:
+    """A run ready to step.
+
+    Attributes:
+        config: what was asked for.
+        state: model, optimizer and position, as new or as the newest checkpoint left them.
+        checkpoints: where to save.
+        resumed: the checkpoint that the state came from, if there was one.
+    """
+
+    config: RunConfig
+    state: TrainState
+    checkpoints: CheckpointManager
+    resumed: Checkpoint | None
+
+
+def assemble(config: RunConfig) -> Run:
+    """Build everything that a run needs, from the newest checkpoint if there is one.
+
+    Raises:
+        ValueError: a dataset is missing or does not fit the model, a checkpoint does not fit
+            the configuration, or the device does not exist.
+    """
+    check_datasets(config)
+    mesh = Mesh.from_environment(os.environ, config.run.device)
+    checkpoints = CheckpointManager(
+        Path(config.run.directory) / CHECKPOINTS,
+        keep_last=config.checkpoint.keep_last,
+        keep_every=config.checkpoint.keep_every,
+    )
+    latest = checkpoints.latest()
+    checkpoint = None if latest is None else open_checkpoint(latest)
+    if checkpoint is not None:
+        check_same_model(checkpoint, config)
+    model = _model(config, mesh, checkpoint)
+    optimizer = build_optimizer(model.shards(), config.optim)
+    state = TrainState(0, 0, model, optimizer, _loader(config, checkpoint))
+    if checkpoint is not None:
+        restore(state, checkpoint)
+    return Run(config, state, checkpoints, checkpoint)
+
+
+def check_datasets(config: RunConfig) -> None:
+    """Refuse datasets that do not exist or do not fit the model.
+
+    Raises:
+        ValueError: naming the key of the configuration.
+    """
+    paths = {"data.train": config.data.train, "data.validation": config.data.validation}
+    for key, path in paths.items():
+        if path is None:
+            continue
+        try:
+            TokenDataset(path)
+            tokens = load_tokenizer(path).vocab_size
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{key}: {error}") from None
+        if tokens > config.model.vocab_size:
+            raise ValueError(
+                f"{key}: the tokenizer of {path} has {tokens} tokens, more than "
+                f"model.vocab_size = {config.model.vocab_size}; use at least {tokens}"
+            )
+
+
+def _model(config: RunConfig, mesh: Mesh, checkpoint: Checkpoint | None) -> ParallelModel:
+    plain = build(config.model, device="meta", dtype=getattr(torch, config.run.dtype))
+    draw = initial_values(plain, config.run.seed)
+    model = parallelize(plain, mesh, plain.layout())
+    if checkpoint is None:
+        model.fill(lambda name, block: draw(name, block.offset, block.shape))
+    else:
+        model.fill(lambda name, block: read_block(checkpoint, name, block))
+    accelerate(model.module, config.kernels)
+    return model
+
+
+def _loader(config: RunConfig, checkpoint: Checkpoint | None) -> Loader:
+    dataset = GPTDataset(
+        config.data.train,
+        seq_len=config.data.seq_len,
+        seed=config.run.seed,
+        order="stream",
+        reset_positions=config.data.mask_documents,
+    )
+    return Loader(
+        dataset,
+        micro_batch_size=config.data.micro_batch_size or config.data.global_batch_size,
+        state=None if checkpoint is None else checkpoint.state["loader"],
+    )
