@@ -11,6 +11,8 @@ import torch
 import uvicorn
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from mtron_ckpt import LocalArray, Metadata, save
+from mtron_ckpt.torch_io import from_torch
 from mtron_infer import Engine, EngineConfig, ServerConfig, build_app
 from mtron_infer.server.address import bind
 from mtron_models import LlamaConfig, build, initialize
@@ -39,6 +41,14 @@ class ByteLevel:
         )
         self.vocab_size = self._tokenizer.get_vocab_size()
         self.eos_id = 0
+
+    def files(self):
+        """The files of this tokenizer as they travel with a checkpoint."""
+        config = {"eos_token": "<|end|>"}
+        return {
+            "tokenizer.json": self._tokenizer.to_str().encode(),
+            "tokenizer_config.json": json.dumps(config).encode(),
+        }
 
     def encode(self, text):
         return self._tokenizer.encode(text).ids
@@ -191,3 +201,36 @@ def server(model, tokenizer):
     yield result
     result.wait_until_idle()
     result.stop()
+
+
+def save_checkpoint(root, model, files, *, step=20, config=None, dtype=None):
+    """Write a checkpoint as training writes it."""
+    arrays = {
+        f"param/{name}": LocalArray(
+            from_torch(p.detach() if dtype is None else p.detach().to(dtype)),
+            tuple(p.shape),
+            (0,) * p.dim(),
+        )
+        for name, p in model.named_parameters()
+    }
+    stored = {"model": model.config.model_dump(mode="json")} if config is None else config
+    metadata = Metadata(step=step, config=stored, state={}, layout={}, assets=files)
+    return save(root, arrays, metadata).wait()
+
+
+@pytest.fixture(scope="session")
+def write_checkpoint():
+    return save_checkpoint
+
+
+@pytest.fixture(scope="session")
+def tokenizer_files(tokenizer):
+    return tokenizer.files()
+
+
+@pytest.fixture(scope="session")
+def checkpoint(model, tokenizer_files, tmp_path_factory):
+    """Root of a good checkpoint."""
+    root = tmp_path_factory.mktemp("run")
+    save_checkpoint(root, model, tokenizer_files)
+    return root

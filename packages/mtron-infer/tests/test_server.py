@@ -397,3 +397,11 @@ def test_stopping_finishes_what_runs(make_server, monkeypatch, start):
     server.stop()
     assert connection.recv(15) == b"HTTP/1.1 200 OK"
     connection.close()
+
+
+def test_a_bug_answers_500_and_tells_nothing(make_server, monkeypatch):
+    server = make_server()
+    monkeypatch.setattr("mtron_infer.server.completions._whole", lambda *_: 1 / 0)
+    status, _, body = server.complete(prompt="a")
+    assert (status, body["error"]["type"]) == (500, "server_error")
+    assert "division" not in json.dumps(body)

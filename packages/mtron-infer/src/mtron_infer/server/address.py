@@ -26,7 +26,12 @@ def bind(host: str, port: int) -> socket.socket:
     """
     if not 0 <= port < 2**16:
         raise ValueError(f"port: must be between 0 and 65535, got {port}")
-    family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    try:
+        family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+    except (OSError, UnicodeError) as error:
+        raise ValueError(
+            f"host: {host!r} is no address of this machine ({error}); use 127.0.0.1"
+        ) from None
     listening = socket.socket(family, socket.SOCK_STREAM)
     try:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

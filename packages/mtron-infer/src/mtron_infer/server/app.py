@@ -1,6 +1,5 @@
 """The application: paths, errors, and the engine's lifetime."""
 
-import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,8 +17,6 @@ from mtron_infer.server.errors import ApiError
 from mtron_infer.server.guard import Guard
 from mtron_infer.server.schemas import CompletionRequest
 from mtron_infer.worker import AsyncEngine
-
-_log = logging.getLogger(__name__)
 
 _CLIENT_CLOSED_REQUEST = 499  # as nginx calls it; nobody reads the answer
 
@@ -49,7 +46,7 @@ def build_app(engine: Engine, config: ServerConfig | None = None) -> FastAPI:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ClientGoneError, _client_gone)
-    app.add_exception_handler(Exception, _bug)
+    app.add_exception_handler(Exception, _bug)  # uvicorn logs it
     _add_paths(app, engine, settings)
     return app
 
@@ -110,6 +107,5 @@ async def _client_gone(_: Request, __: Exception) -> Response:
     return Response(status_code=_CLIENT_CLOSED_REQUEST)
 
 
-async def _bug(http: Request, error: Exception) -> Response:
-    _log.error("%s %s failed", http.method, http.url.path, exc_info=error)
+async def _bug(_: Request, __: Exception) -> Response:
     return ApiError(500, "the server failed; its log says why", "internal_error").response()
