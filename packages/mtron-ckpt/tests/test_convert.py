@@ -43,7 +43,7 @@ def make_weights(model, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
     return {
         pair.ours: rng.normal(len(pair.shape) == 1, 0.1, pair.shape).astype(dtype)
-        for pair in FAMILIES["llama"].tensors(model)
+        for pair in FAMILIES["llama"].tensors(model, 100)
     }
 
 
@@ -162,7 +162,7 @@ def test_from_mtron_and_back(tmp_path, tokenizer_json, dtype, changes):
     assert back.config["model"] == model
     assert back.state == {}
     assert back.assets["tokenizer.json"] == tokenizer_json
-    assert sorted(back.names()) == sorted(f"param/{name}" for name in weights)
+    assert back.names() == [f"param/{name}" for name in weights]
     for name, array in weights.items():
         assert same(back.read(f"param/{name}"), array)
 
@@ -232,6 +232,21 @@ def test_a_changed_model_gets_a_new_config(tmp_path, tokenizer_json):
     assert config["dtype"] == config["torch_dtype"] == "float16"
 
 
+def test_generation_stops_at_the_tokenizers_end_token(tmp_path, tokenizer_json):
+    model = MODEL | {"eos_token_id": None}
+    assets = {
+        "tokenizer.json": tokenizer_json,
+        "tokenizer_config.json": b'{"eos_token": {"content": "<|endoftext|>"}}',
+    }
+    save_checkpoint(tmp_path / "root", model, assets=assets)
+    convert(tmp_path / "root", tmp_path / "hf", to="hf")
+    generation = json.loads((tmp_path / "hf" / "generation_config.json").read_text())
+    assert generation == {"eos_token_id": 0}
+    tokenizer = json.loads((tmp_path / "hf" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["eos_token_id"] is None
+
+
 def test_what_stays_behind_is_reported(tmp_path):
     state = {"cursor": {"sample": 5}}
     save_checkpoint(tmp_path / "root", config={"optim": {}}, state=state, assets={"x.txt": b""})
@@ -258,7 +273,7 @@ def make_hf(directory, model=MODEL, change=None):
     family = FAMILIES["llama"]
     (directory / "config.json").write_text(json.dumps(family.config.to_hf(model)))
     weights = make_weights(model)
-    tensors = {pair.theirs: weights[pair.ours] for pair in family.tensors(model)}
+    tensors = {pair.theirs: weights[pair.ours] for pair in family.tensors(model, 100)}
     tensors = tensors if change is None else change(tensors)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     return directory
@@ -376,6 +391,50 @@ def test_impossible_requests_are_refused(tmp_path, source, destination, to, mess
         convert(tmp_path / source, tmp_path / destination, to=to)
 
 
+def test_a_config_that_promises_too_much_is_refused(tmp_path):
+    source = make_hf(tmp_path / "hf")
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**12}))
+    with pytest.raises(ValueError, match="num_hidden_layers: there are only 21 tensors"):
+        convert(source, tmp_path / "out", to="mtron")
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_mutated_files_are_refused_or_read(tmp_path, name):
+    """Whatever is in a file, the outcome is a converted model or a proper refusal."""
+    source = make_hf(tmp_path / "hf")
+    good = (source / name).read_bytes()
+    header = min(len(good), 2500)
+    rng = np.random.default_rng(3)
+    for trial in range(120):
+        content = bytearray(good)
+        for _ in range(rng.integers(1, 4)):
+            content[rng.integers(0, header)] = rng.choice([*b'0123456789,:{}[]"-.aT', 0, 255])
+        cut = rng.integers(0, len(content)) if trial % 10 == 0 else len(content)
+        (source / name).write_bytes(bytes(content[:cut]))
+        try:
+            convert(source, tmp_path / "out", to="mtron", overwrite=True)
+        except (ValueError, OSError) as error:
+            assert str(error)
+    assert {path.name for path in tmp_path.iterdir()} <= {"hf", "out"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("tokenizer.json", b"{"),
+        ("tokenizer.json", b"[]"),
+        ("tokenizer.json", b'{"model": 5}'),
+        ("tokenizer_config.json", b"5"),
+    ],
+)
+def test_a_broken_tokenizer_is_named(tmp_path, tokenizer_json, name, content):
+    save_checkpoint(tmp_path / "root", assets={"tokenizer.json": tokenizer_json} | {name: content})
+    with pytest.raises(ValueError, match=name):
+        convert(tmp_path / "root", tmp_path / "out", to="hf")
+    assert not (tmp_path / "out").exists()
+
+
 def test_no_torch_is_needed(tmp_path):
     save_checkpoint(tmp_path / "root")
     code = (
@@ -431,7 +490,7 @@ def test_memory_stays_bounded(tmp_path, to):
     one = np.ones((), np.float32)
     arrays = {
         f"param/{pair.ours}": LocalArray.whole(np.broadcast_to(one, pair.shape))
-        for pair in FAMILIES["llama"].tensors(model)
+        for pair in FAMILIES["llama"].tensors(model, 100)
     }
     pool = mtron_ckpt.StagingPool(limit_bytes=2**28)
     metadata = Metadata(step=0, config={"model": model})

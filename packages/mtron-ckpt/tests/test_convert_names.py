@@ -11,6 +11,7 @@ def test_a_table_expands_over_layers_and_flags():
         rows=(
             Row("a.weight", "x.a", ("wide",)),
             Row("layers.{layer}.b", "h.{layer}.b", ("narrow", "wide")),
+            Row("layers.{layer}.n", "h.{layer}.norm", ("wide",)),
             Row("c", "x.c", ("wide",), unless="tied"),
         )
     )
@@ -18,7 +19,9 @@ def test_a_table_expands_over_layers_and_flags():
     assert [(p.ours, p.theirs, p.shape) for p in untied] == [
         ("a.weight", "x.a", (6,)),
         ("layers.0.b", "h.0.b", (2, 6)),
+        ("layers.0.n", "h.0.norm", (6,)),
         ("layers.1.b", "h.1.b", (2, 6)),
+        ("layers.1.n", "h.1.norm", (6,)),
         ("c", "x.c", (6,)),
     ]
     assert [p.ours for p in table.expand(SIZES, {"tied": True}, 0)] == ["a.weight"]

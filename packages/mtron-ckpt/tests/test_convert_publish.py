@@ -1,4 +1,7 @@
 import errno
+import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -89,3 +92,18 @@ def test_no_space_says_what_to_do_and_leaves_nothing(tmp_path):
         (staging / "file").write_text("half")
         raise OSError(errno.ENOSPC, "No space left on device")
     assert names(tmp_path) == []
+
+
+def test_a_killed_process_leaves_nothing_under_the_name(tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from mtron_ckpt.conversion.publish import publish_directory\n"
+        "with publish_directory(Path(sys.argv[1])) as staging:\n"
+        "    (staging / 'file').write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "out")], check=False)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = names(tmp_path)
+    assert left.startswith("out.tmp-")

@@ -71,14 +71,14 @@ def _plan(
 ) -> tuple[dict[str, ArrayInfo], dict[str, str]]:
     """What to write under which name, and the name of each in the checkpoint."""
     name = str(checkpoint.path)
+    infos = {array: checkpoint.info(array) for array in checkpoint.names(_KIND)}
     try:
-        pairs = family.tensors(model)
+        pairs = family.tensors(model, len(infos))
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{name}: config.model: {error} is missing or malformed; "
             "the checkpoint's config is incomplete"
         ) from error
-    infos = {array: checkpoint.info(array) for array in checkpoint.names(_KIND)}
     expected = {f"{_KIND}/{pair.ours}": pair.shape for pair in pairs}
     check_tensors(name, expected, {array: info.shape for array, info in infos.items()})
     tensors: dict[str, ArrayInfo] = {}

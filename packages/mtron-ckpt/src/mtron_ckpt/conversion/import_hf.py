@@ -85,7 +85,10 @@ def _plan(
     hf: HuggingFaceSource, family: Family, model: dict[str, Any], notes: list[str]
 ) -> dict[str, str]:
     """Our array name to the source's tensor name, complete and in order."""
-    pairs = family.tensors(model)
+    try:
+        pairs = family.tensors(model, len(hf.tensors))
+    except ValueError as error:
+        raise ValueError(f"{hf.path / 'config.json'}: {error}") from error
     found = {name: info.shape for name, info in hf.tensors.items()}
     derived = [name for name in found if family.table.is_derived(name)]
     if derived:

@@ -7,6 +7,7 @@ the complete list of its tensors, so whatever a source lacks or has too much of 
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby, product
 
 MAX_LISTED = 8
 """How many tensors an error names before it only counts the others."""
@@ -63,17 +64,17 @@ class NameTable:
     def expand(
         self, sizes: Mapping[str, int], flags: Mapping[str, bool], num_layers: int
     ) -> list[Pair]:
-        """Every tensor of one model, in the order of the table and then of the layers."""
-        pairs: list[Pair] = []
-        for row in self.rows:
-            if row.unless is not None and flags[row.unless]:
-                continue
-            shape = tuple(sizes[size] for size in row.shape)
-            layers = range(num_layers) if "{layer}" in row.ours else range(1)
-            pairs.extend(
-                Pair(row.ours.format(layer=layer), row.theirs.format(layer=layer), shape)
-                for layer in layers
+        """Every tensor of one model, in the order of the table; rows of layers layer by layer."""
+        rows = [row for row in self.rows if row.unless is None or not flags[row.unless]]
+        pairs = [
+            Pair(
+                row.ours.format(layer=layer),
+                row.theirs.format(layer=layer),
+                tuple(sizes[size] for size in row.shape),
             )
+            for in_layers, group in groupby(rows, lambda row: "{layer}" in row.ours)
+            for layer, row in product(range(num_layers if in_layers else 1), list(group))
+        ]
         assert len({pair.ours for pair in pairs}) == len(pairs), "our names repeat"
         assert len({pair.theirs for pair in pairs}) == len(pairs), "their names repeat"
         return pairs

@@ -79,8 +79,7 @@ def write_configs(
     (directory / "config.json").write_bytes(config)
     generation = assets.get(HF_GENERATION_CONFIG) if original else None
     if generation is None:
-        ids = {field: model[field] for field in _TOKEN_FIELDS.values()}
-        generation = _json({field: value for field, value in ids.items() if value is not None})
+        generation = _json(_generation_ids(assets, model))
     (directory / "generation_config.json").write_bytes(generation)
 
 
@@ -91,7 +90,7 @@ def _original_config(
     original = assets.get(HF_CONFIG)
     if original is None:
         return None
-    config = json.loads(original)
+    config = _parse(HF_CONFIG, original)
     try:
         same = family.config.from_hf(config, []) == model
     except ValueError:
@@ -118,9 +117,9 @@ def write_tokenizer(
     if not files:
         notes.append("the checkpoint has no tokenizer files")
     if "tokenizer.json" in files:
-        config = json.loads(files.get("tokenizer_config.json", b"{}"))
+        config = _parse("tokenizer_config.json", files.get("tokenizer_config.json", b"{}"))
         if "tokenizer_config.json" not in files:
-            config = _tokenizer_config(json.loads(files["tokenizer.json"]), model)
+            config = _tokenizer_config(_parse("tokenizer.json", files["tokenizer.json"]), model)
         if "tokenizer_class" not in config:
             config["tokenizer_class"] = "PreTrainedTokenizerFast"
             files["tokenizer_config.json"] = _json(config)
@@ -128,13 +127,24 @@ def write_tokenizer(
         (directory / name).write_bytes(content)
 
 
+def _generation_ids(assets: Mapping[str, bytes], model: dict[str, Any]) -> dict[str, int]:
+    """Special token ids for generation; the tokenizer's where the model config has none."""
+    tokenizer = _parse("tokenizer.json", assets.get("tokenizer.json", b"{}"))
+    config = _parse("tokenizer_config.json", assets.get("tokenizer_config.json", b"{}"))
+    ids = {token: index for index, token in _tokens(tokenizer).items()}
+    found: dict[str, int] = {}
+    for name, field in _TOKEN_FIELDS.items():
+        token = config.get(name)
+        text = token.get("content") if isinstance(token, dict) else token
+        value = ids.get(text) if model[field] is None else model[field]
+        if value is not None:
+            found[field] = value
+    return found
+
+
 def _tokenizer_config(tokenizer: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     """A `tokenizer_config.json` for a tokenizer that came without one."""
-    vocabulary = tokenizer["model"].get("vocab", {})
-    if isinstance(vocabulary, list):  # Unigram: a list of [token, score]
-        vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
-    tokens = {index: token for token, index in vocabulary.items()}
-    tokens |= {entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])}
+    tokens = _tokens(tokenizer)
     config: dict[str, Any] = {
         "clean_up_tokenization_spaces": False,
         "model_max_length": model["max_position_embeddings"],
@@ -143,6 +153,32 @@ def _tokenizer_config(tokenizer: dict[str, Any], model: dict[str, Any]) -> dict[
         if model[token_id] in tokens:
             config[field] = tokens[model[token_id]]
     return config
+
+
+def _tokens(tokenizer: dict[str, Any]) -> dict[int, str]:
+    """The tokens of a `tokenizer.json` by id."""
+    try:
+        vocabulary = tokenizer.get("model", {}).get("vocab", {})
+        if isinstance(vocabulary, list):  # Unigram: a list of [token, score]
+            vocabulary = {entry[0]: index for index, entry in enumerate(vocabulary)}
+        tokens = {index: token for token, index in vocabulary.items()}
+        return tokens | {
+            entry["id"]: entry["content"] for entry in tokenizer.get("added_tokens", [])
+        }
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise ValueError(
+            f"assets/tokenizer.json: is no tokenizer of the tokenizers library, got {error!r}"
+        ) from error
+
+
+def _parse(name: str, content: bytes) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"assets/{name}: not valid JSON, got {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"assets/{name}: must hold a JSON object, got {type(value).__name__}")
+    return value
 
 
 def _json(value: dict[str, Any]) -> bytes:

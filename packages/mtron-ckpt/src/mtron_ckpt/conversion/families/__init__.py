@@ -16,7 +16,7 @@ def family_of_mtron(source: str, model: dict[str, Any]) -> Family:
     Raises:
         ValueError: if the converter has no name table for it.
     """
-    model_type = model.get("model_type")
+    model_type = str(model.get("model_type"))
     if model_type not in FAMILIES:
         raise ValueError(
             f"{source}: config model.model_type: no name table for this family, got "
@@ -33,7 +33,7 @@ def family_of_hf(source: str, hf: dict[str, Any]) -> Family:
     """
     architectures = hf.get("architectures") or []
     known = ", ".join(family.architecture for family in FAMILIES.values())
-    family = FAMILIES.get(hf.get("model_type", ""))
+    family = FAMILIES.get(str(hf.get("model_type")))
     if family is None:
         raise ValueError(
             f"{source}: model_type: unknown architecture, got {hf.get('model_type')!r} "

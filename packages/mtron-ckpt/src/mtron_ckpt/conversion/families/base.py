@@ -38,10 +38,24 @@ class Family:
     table: NameTable
     config: ConfigMapping
 
-    def tensors(self, model: dict[str, Any]) -> list[Pair]:
-        """Every tensor of the model that our config `model` describes."""
+    def tensors(self, model: dict[str, Any], num_found: int) -> list[Pair]:
+        """Every tensor of a model.
+
+        Args:
+            model: our config.
+            num_found: tensors in the source; bounds the work for a config that lies.
+
+        Raises:
+            ValueError: if there are more layers than tensors.
+        """
+        num_layers = model["num_hidden_layers"]
+        if num_layers > num_found:
+            raise ValueError(
+                f"num_hidden_layers: there are only {num_found} tensors, got {num_layers} layers; "
+                "check that config and weights belong together"
+            )
         flags = {row.unless: bool(model[row.unless]) for row in self.table.rows if row.unless}
-        return self.table.expand(self.config.sizes(model), flags, model["num_hidden_layers"])
+        return self.table.expand(self.config.sizes(model), flags, num_layers)
 
     def copies(self, model: dict[str, Any]) -> dict[str, str]:
         """Names in the other format that may repeat another tensor's values, and that tensor's."""
