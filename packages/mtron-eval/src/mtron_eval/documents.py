@@ -93,7 +93,7 @@ def _json_lines(source: str, content: bytes) -> Iterator[Document]:
         where = f"{source}: line {number}"
         try:
             record = json.loads(_decode(line, where))
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, RecursionError) as error:
             raise ValueError(
                 f"{where}: not valid JSON, got {error}; every line must be an object like "
                 '{"text": "..."}'
