@@ -136,9 +136,10 @@ def _generation_ids(assets: Mapping[str, bytes], model: dict[str, Any]) -> dict[
     for name, field in _TOKEN_FIELDS.items():
         token = config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
-        value = ids.get(text) if model[field] is None else model[field]
-        if value is not None:
-            found[field] = value
+        if model[field] is not None:
+            found[field] = model[field]
+        elif isinstance(text, str) and text in ids:
+            found[field] = ids[text]
     return found
 
 
