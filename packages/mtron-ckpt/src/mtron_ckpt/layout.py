@@ -5,13 +5,13 @@ file is written window by window; a window is a run of whole members.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
 import numpy as np
 
-from mtron_ckpt.arrays import Arrays, ArraySource, LocalArray
+from mtron_ckpt.arrays import ArraySource, LocalArray
 from mtron_ckpt.boxes import Box, Shape, all_chunks, chunk_at, find_gap, intersect, plan_chunk_shape
 from mtron_ckpt.dtypes import dtype_name, stored_dtype
 from mtron_ckpt.names import check_array_name
@@ -28,15 +28,18 @@ PAGE_BYTES = 4096
 SMALL_ALIGNMENT = 64
 
 
+Blocks = Sequence[tuple[Box, ArraySource]]
+"""The rectangles that the values of an array come from."""
+
+
 @dataclass(frozen=True)
 class ArrayPlan:
-    """One array to be saved: its form, and the rectangles that its values come from."""
+    """The form of an array to be saved."""
 
     name: str
     dtype: str
     shape: Shape
     chunk_shape: Shape
-    blocks: tuple[tuple[Box, ArraySource], ...] = field(repr=False)
 
     @property
     def chunk_bytes(self) -> int:
@@ -88,17 +91,13 @@ class FilePlan:
             yield self.members[first:]
 
 
-def plan_arrays(arrays: Arrays) -> tuple[ArrayPlan, ...]:
-    """Check what a caller wants saved and choose its chunks.
+def plan_array(name: str, value: LocalArray | Sequence[LocalArray]) -> tuple[ArrayPlan, Blocks]:
+    """Check an array that a caller wants saved and choose its chunks.
 
     Raises:
         ValueError: naming the array: a bad name, an element type that cannot be stored, blocks
             that disagree, overlap or leave something out.
     """
-    return tuple(_plan_array(name, value) for name, value in arrays.items())
-
-
-def _plan_array(name: str, value: LocalArray | Sequence[LocalArray]) -> ArrayPlan:
     check_array_name(name)
     locals_ = [value] if isinstance(value, LocalArray) else list(value)
     if not locals_:
@@ -111,13 +110,13 @@ def _plan_array(name: str, value: LocalArray | Sequence[LocalArray]) -> ArrayPla
                 f"{name}: all blocks must agree on element type and global shape, got {dtype} "
                 f"{shape} and {local.data.dtype} {tuple(local.global_shape)}"
             )
-    blocks = tuple((Box(tuple(x.offset), tuple(x.data.shape)), x.data) for x in locals_)
+    blocks = [(Box(tuple(x.offset), tuple(x.data.shape)), x.data) for x in locals_]
     if problem := find_gap(shape, [box for box, _ in blocks]):
         raise ValueError(
             f"{name}: {problem}, got an array of shape {shape}; give every element exactly once"
         )
     chunk_shape = plan_chunk_shape(shape, dtype.itemsize, CHUNK_BYTES)
-    return ArrayPlan(name, dtype_name(dtype, name), shape, chunk_shape, blocks)
+    return ArrayPlan(name, dtype_name(dtype, name), shape, chunk_shape), blocks
 
 
 def plan_file(arrays: tuple[ArrayPlan, ...]) -> FilePlan:
@@ -165,9 +164,14 @@ def documents(arrays: Sequence[Any]) -> Mapping[str, bytes]:
 
 
 class WindowFiller:
-    """Copies the values of a plan into buffers, window after window."""
+    """Copies the values of a plan into buffers, window after window.
 
-    def __init__(self) -> None:
+    Args:
+        blocks: where the values of each array come from, by name.
+    """
+
+    def __init__(self, blocks: Mapping[str, Blocks]) -> None:
+        self._blocks = blocks
         self._source: ArraySource | None = None
         self._values = np.empty(0)
 
@@ -192,7 +196,7 @@ class WindowFiller:
         values = values.reshape(array.chunk_shape)
         if chunk.box.shape != array.chunk_shape:
             values[...] = 0
-        for box, source in array.blocks:
+        for box, source in self._blocks[array.name]:
             shared = intersect(box, chunk.box)
             if shared is not None:
                 values[shared.within(chunk.box)] = self._load(source)[shared.within(box)]

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mtron_ckpt.arrays import Arrays, Metadata
-from mtron_ckpt.layout import FilePlan, plan_arrays, plan_file
+from mtron_ckpt.layout import Blocks, FilePlan, plan_array, plan_file
 from mtron_ckpt.manifest import ASSETS_DIRECTORY, STATE_DIRECTORY, TENSORSTORE_FILE, WRITER_FILE
 from mtron_ckpt.names import check_segment, plain_json
 from mtron_ckpt.zarr_json import tensorstore_document
@@ -28,6 +28,7 @@ class SavePlan:
         files: content of every file that is neither array data nor describes the checkpoint.
         data_name: path of the data file in the step's directory.
         data: the data file.
+        blocks: where the values of each array come from; emptied when they have been staged.
     """
 
     root: Path
@@ -38,6 +39,7 @@ class SavePlan:
     files: dict[str, bytes]
     data_name: str
     data: FilePlan
+    blocks: dict[str, Blocks]
 
     @property
     def needed_bytes(self) -> int:
@@ -64,6 +66,7 @@ def plan_save(root: Path, arrays: Arrays, metadata: Metadata, replace: bool) -> 
     for name, content in metadata.assets.items():
         check_segment(name, "metadata.assets")
         files[f"{ASSETS_DIRECTORY}/{name}"] = bytes(content)
+    planned = [plan_array(name, value) for name, value in arrays.items()]
     return SavePlan(
         root=root,
         step=metadata.step,
@@ -72,5 +75,6 @@ def plan_save(root: Path, arrays: Arrays, metadata: Metadata, replace: bool) -> 
         layout=plain_json(metadata.layout, "metadata.layout"),
         files=files,
         data_name=data_name,
-        data=plan_file(plan_arrays(arrays)),
+        data=plan_file(tuple(array for array, _ in planned)),
+        blocks={array.name: blocks for array, blocks in planned},
     )

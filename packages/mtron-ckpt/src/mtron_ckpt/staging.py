@@ -30,6 +30,11 @@ class StagingPool:
         self._changed = Condition()
 
     @property
+    def limited(self) -> bool:
+        """Whether `acquire` may have to wait."""
+        return self._limit is not None
+
+    @property
     def allocated_bytes(self) -> int:
         """Memory that the pool holds, in use or not."""
         return self._count * BUFFER_BYTES

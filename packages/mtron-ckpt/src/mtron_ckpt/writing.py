@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from enum import Enum, auto
 from importlib.metadata import version
 from mmap import mmap
 from pathlib import Path
@@ -28,7 +29,7 @@ from mtron_ckpt.manifest import (
 )
 from mtron_ckpt.plan import SavePlan
 from mtron_ckpt.staging import StagingPool
-from mtron_ckpt.steps import TemporaryStep, point_to_latest
+from mtron_ckpt.steps import TemporaryStep, point_to_latest, step_name
 from mtron_ckpt.storage import describe_failure, sync_directory, write_file
 
 _log = logging.getLogger(__name__)
@@ -96,6 +97,13 @@ class _Staged:
         return memoryview(self.buffer)[lead : lead + self.window[-1].stop - start]
 
 
+class _Stop(Enum):
+    """Why no more windows come."""
+
+    STAGED = auto()
+    ABORTED = auto()
+
+
 class _Save:
     """One save in progress."""
 
@@ -106,7 +114,7 @@ class _Save:
         self._plan = plan
         self._pool = pool
         self._after_commit = after_commit
-        self._queue: SimpleQueue[_Staged | BaseException | None] = SimpleQueue()
+        self._queue: SimpleQueue[_Staged | _Stop] = SimpleQueue()
         self._failed = threading.Event()
         self._directory = TemporaryStep(plan.root, plan.step)
         try:
@@ -119,7 +127,7 @@ class _Save:
 
     def stage(self) -> None:
         """Copy all arrays into buffers and pass these to the thread (runs in the caller)."""
-        filler = WindowFiller()
+        filler = WindowFiller(self._plan.blocks)
         try:
             for window in self._plan.data.windows():
                 if self._failed.is_set():
@@ -131,36 +139,39 @@ class _Save:
                     self._pool.release(staged.buffer)
                     raise
                 self._queue.put(staged)
-        except BaseException as error:
-            self._queue.put(error)
+        except BaseException:
+            self._queue.put(_Stop.ABORTED)
             raise
-        self._queue.put(None)
+        self._plan.blocks.clear()  # the caller's arrays need not live until they are written
+        self._queue.put(_Stop.STAGED)
 
     def run(self) -> None:
         """Write and commit the step (runs in the thread)."""
-        outcome: Path | BaseException
+        outcome: Path | BaseException | None
         try:
-            self._write_windows()
-            outcome = self._commit()
+            outcome = self._commit() if self._write_windows() else None
+        except FileExistsError as error:
+            outcome = error
         except OSError as error:
-            if isinstance(error, FileExistsError):
-                outcome = error
-            else:
-                plan = self._plan
-                outcome = describe_failure(error, self._directory.final, plan.needed_bytes)
+            plan = self._plan
+            outcome = describe_failure(error, self._directory.final, plan.needed_bytes)
+            outcome.__cause__ = error
         except BaseException as error:
             outcome = error
         finally:
             self._data.close()
             self._directory.close()
-        self.handle.finish(outcome)
+        if outcome is not None:
+            self.handle.finish(outcome)
 
-    def _write_windows(self) -> None:
-        """Write what the caller stages; after a failure, only take it from the caller's hands."""
+    def _write_windows(self) -> bool:
+        """Write what the caller stages; after a failure, only take it from the caller's hands.
+
+        Returns:
+            Whether there is something to commit: false if the caller has given up.
+        """
         failure: BaseException | None = None
-        while (staged := self._queue.get()) is not None:
-            if isinstance(staged, BaseException):
-                raise staged
+        while isinstance(staged := self._queue.get(), _Staged):
             try:
                 if failure is None:
                     self._data.write(staged.window, staged.content)
@@ -171,6 +182,7 @@ class _Save:
                 self._pool.release(staged.buffer)
         if failure is not None:
             raise failure
+        return staged is _Stop.STAGED
 
     def _commit(self) -> Path:
         """Write everything beside the array data, then let the step appear."""
@@ -222,12 +234,20 @@ def start_save(
     Raises:
         OSError: the step could not even be begun.
     """
-    save = _Save(plan, pool, after_commit)
+    try:
+        save = _Save(plan, pool, after_commit)
+    except OSError as error:
+        path = plan.root / step_name(plan.step)
+        raise describe_failure(error, path, plan.needed_bytes) from error
     thread = threading.Thread(target=save.run, name=f"mtron-ckpt step {plan.step}")
-    thread.start()
+    concurrent = pool.limited  # else the thread would slow down what the caller waits for
+    if concurrent:
+        thread.start()
     try:
         save.stage()
     except BaseException:
-        thread.join()  # it removes what was written
+        thread.join() if concurrent else save.run()  # removes what was written
         raise
+    if not concurrent:
+        thread.start()
     return save.handle

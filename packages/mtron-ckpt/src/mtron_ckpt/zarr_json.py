@@ -1,6 +1,7 @@
 """The zarr v3 metadata documents of a checkpoint, and the tensorstore spec that opens it."""
 
 import json
+from functools import lru_cache
 from typing import Any
 
 from mtron_ckpt.boxes import Shape
@@ -16,6 +17,7 @@ def group_document(kind: str | None) -> bytes:
     return _dump({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
+@lru_cache(maxsize=1024)  # a model repeats few shapes many times
 def array_document(dtype: str, shape: Shape, chunk_shape: Shape) -> bytes:
     """Return the `zarr.json` of an array: uncompressed, little-endian, with checksums."""
     return _dump(
