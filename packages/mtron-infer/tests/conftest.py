@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import openai
 import pytest
 import torch
 import uvicorn
@@ -201,6 +202,13 @@ def server(model, tokenizer):
     yield result
     result.wait_until_idle()
     result.stop()
+
+
+@pytest.fixture
+def client(server):
+    """OpenAI's client of that server."""
+    with openai.OpenAI(base_url=server.url + "/v1", api_key="-", max_retries=0) as made:
+        yield made
 
 
 def save_checkpoint(root, model, files, *, step=20, config=None, dtype=None):
