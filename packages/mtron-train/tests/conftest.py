@@ -60,7 +60,7 @@ def configure(datasets, tmp_path):
                 "micro_batch_size": 4,
             },
             "optim": {"kind": "muon", "lr": 0.01},
-            "schedule": {"kind": "wsd", "warmup_steps": 5},
+            "schedule": {"kind": "wsd", "warmup_steps": 1},
             "checkpoint": {"every_steps": 10},
             "validation": {"every_steps": 15, "batch_size": 4, "max_samples": 8},
             "log": {"every_steps": 1, "tensorboard": False, "plot": False},

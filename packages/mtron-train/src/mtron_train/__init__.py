@@ -4,8 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mtron_train.assemble import Run as Run
-    from mtron_train.assemble import assemble as assemble
+    from mtron_train.assembly import Run as Run
+    from mtron_train.assembly import assemble as assemble
     from mtron_train.config import RunConfig as RunConfig
     from mtron_train.interrupt import StopRequest as StopRequest
     from mtron_train.load import ConfigError as ConfigError
@@ -35,11 +35,11 @@ _MODULES = {
     "ConfigError": "mtron_train.load",
     "Outcome": "mtron_train.loop",
     "ProgressLine": "mtron_train.progress",
-    "Run": "mtron_train.assemble",
+    "Run": "mtron_train.assembly",
     "RunConfig": "mtron_train.config",
     "StopRequest": "mtron_train.interrupt",
     "TrainState": "mtron_train.state",
-    "assemble": "mtron_train.assemble",
+    "assemble": "mtron_train.assembly",
     "config_from_mapping": "mtron_train.load",
     "load_config": "mtron_train.load",
     "train": "mtron_train.loop",

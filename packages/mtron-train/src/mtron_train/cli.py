@@ -78,7 +78,7 @@ def config(
 def _pretrain(config: RunConfig) -> bool:
     from rich.console import Console
 
-    from mtron_train.assemble import assemble
+    from mtron_train.assembly import assemble
     from mtron_train.interrupt import StopRequest
     from mtron_train.lock import exclusive
     from mtron_train.loop import train

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from mtron_models import flops_per_token
 from mtron_optim import measure_matmul_peak
-from mtron_train.assemble import Run
+from mtron_train.assembly import Run
 from mtron_train.interrupt import StopRequest
 from mtron_train.meter import Meter
 from mtron_train.metrics import JsonLinesSink, MetricSink, TensorBoardSink
@@ -51,8 +51,10 @@ class _Loop:
     def __init__(self, run: Run, progress: ProgressLine, stop: StopRequest) -> None:
         config, state = run.config, run.state
         self.run_, self.config, self.state = run, config, state
+        self.saved_step = None if run.resumed is None else run.resumed.step
         self.progress, self.stop = progress, stop
         self.directory = Path(config.run.directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
         self.validation = Validation(config) if config.data.validation else None
         self.sinks: list[MetricSink] = [JsonLinesSink(self.directory, state.step)]
         if config.log.tensorboard:
@@ -120,8 +122,9 @@ class _Loop:
         return None if self.validation is None else self._measure(None)
 
     def _save(self) -> None:
-        if self.run_.checkpoints.steps()[-1:] == [self.state.step]:
+        if self.saved_step == self.state.step:
             return
         self.run_.checkpoints.save(*snapshot(self.state, self.config))
+        self.saved_step = self.state.step
         if self.config.log.plot:
             plot_curves(self.directory)

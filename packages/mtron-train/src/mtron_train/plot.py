@@ -19,7 +19,8 @@ def plot_curves(directory: Path) -> Path:
     _line(loss, records, "loss/validation", "validation", marker="o", markersize=3)
     _fit_loss_axis(loss, records)
     loss.set_title("loss (nats per token)")
-    loss.legend()
+    if loss.lines:
+        loss.legend()
     _line(rate, records, "learning_rate", "learning rate", color="tab:green")
     norm = rate.twinx()
     _line(norm, records, "grad_norm", "gradient norm", color="tab:gray", linewidth=0.7)
