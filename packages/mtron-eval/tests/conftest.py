@@ -94,18 +94,31 @@ def make_text() -> Callable[[int, int], str]:
     return _make_text
 
 
-@pytest.fixture(scope="session")
-def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny random model with a tokenizer, as a Hugging Face directory."""
-    from safetensors.numpy import save_file
+CONFIG = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 300,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 32,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "bos_token_id": None,
+    "eos_token_id": 0,
+}
+
+
+def _write_tokenizer(directory: Path) -> None:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    directory = tmp_path_factory.mktemp("hf")
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=300,
+        vocab_size=CONFIG["vocab_size"],
         special_tokens=["<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
@@ -115,48 +128,40 @@ def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "tokenizer_config.json").write_text(
         json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "<|endoftext|>"})
     )
-    config = {
-        "architectures": ["LlamaForCausalLM"],
-        "model_type": "llama",
-        "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "max_position_embeddings": 32,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-        "bos_token_id": None,
-        "eos_token_id": 0,
+
+
+def _write_weights(directory: Path) -> None:
+    from safetensors.numpy import save_file
+
+    layer = {
+        "input_layernorm": (32,),
+        "post_attention_layernorm": (32,),
+        "self_attn.q_proj": (32, 32),
+        "self_attn.k_proj": (16, 32),
+        "self_attn.v_proj": (16, 32),
+        "self_attn.o_proj": (32, 32),
+        "mlp.gate_proj": (48, 32),
+        "mlp.up_proj": (48, 32),
+        "mlp.down_proj": (32, 48),
     }
-    (directory / "config.json").write_text(json.dumps(config))
+    shapes = {"model.embed_tokens": (300, 32), "lm_head": (300, 32), "model.norm": (32,)}
+    for index in range(CONFIG["num_hidden_layers"]):
+        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
     rng = np.random.default_rng(7)
-    shapes = {
-        "model.embed_tokens": (config["vocab_size"], 32),
-        "lm_head": (config["vocab_size"], 32),
-        "model.norm": (32,),
-    }
-    for layer in range(2):
-        shapes |= {
-            f"model.layers.{layer}.{name}": shape
-            for name, shape in {
-                "input_layernorm": (32,),
-                "post_attention_layernorm": (32,),
-                "self_attn.q_proj": (32, 32),
-                "self_attn.k_proj": (16, 32),
-                "self_attn.v_proj": (16, 32),
-                "self_attn.o_proj": (32, 32),
-                "mlp.gate_proj": (48, 32),
-                "mlp.up_proj": (48, 32),
-                "mlp.down_proj": (32, 48),
-            }.items()
-        }
     tensors = {
-        f"{name}.weight": rng.normal(1.0 if len(shape) == 1 else 0.0, 0.2, shape).astype(np.float32)
+        f"{name}.weight": rng.normal(len(shape) == 1, 0.2, shape).astype(np.float32)
         for name, shape in shapes.items()
     }
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
+
+
+@pytest.fixture(scope="session")
+def hf_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random model with a tokenizer, as a Hugging Face directory."""
+    directory = tmp_path_factory.mktemp("hf")
+    (directory / "config.json").write_text(json.dumps(CONFIG))
+    _write_tokenizer(directory)
+    _write_weights(directory)
     return directory
 
 

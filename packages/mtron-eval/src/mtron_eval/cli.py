@@ -23,6 +23,26 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
+Data = Annotated[
+    list[str],
+    typer.Option(
+        metavar="FILE",
+        help='JSON lines {"text": ...} (.jsonl), a text file, a folder; may be repeated.',
+    ),
+]
+Output = Annotated[
+    Path | None, typer.Option(metavar="DIR", help=f"Directory that gets {RESULTS_FILE}.")
+]
+Context = Annotated[
+    int | None,
+    typer.Option(help="Most tokens before the predicted one.  [default: the model's length]"),
+]
+Stride = Annotated[
+    int | None,
+    typer.Option(help="Tokens scored by each further window.  [default: half the context]"),
+]
+Threads = Annotated[int | None, typer.Option(help="Processor threads; torch decides if not given.")]
+
 
 def main() -> None:
     """Entry point of the command."""
@@ -38,34 +58,17 @@ def run(
         str, typer.Argument(metavar="CKPT", help="A root of checkpoints or one step directory.")
     ],
     tasks: Annotated[str, typer.Option(help="Comma-separated names; see `mtron-eval list`.")],
-    data: Annotated[
-        list[str],
-        typer.Option(
-            metavar="FILE",
-            help='JSON lines {"text": ...} (.jsonl), a text file, a folder; may be repeated.',
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(metavar="DIR", help=f"Directory that gets {RESULTS_FILE}."),
-    ] = None,
+    data: Data,
+    output: Output = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help=f"Replace an existing {RESULTS_FILE}.")
     ] = False,
-    context: Annotated[
-        int | None,
-        typer.Option(help="Most tokens before the predicted one.  [default: the model's length]"),
-    ] = None,
-    stride: Annotated[
-        int | None,
-        typer.Option(help="Tokens scored by each further window.  [default: half the context]"),
-    ] = None,
+    context: Context = None,
+    stride: Stride = None,
     batch_size: Annotated[int, typer.Option(help="Windows scored together.")] = 8,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, ...")] = "auto",
     dtype: Annotated[Dtype, typer.Option(help="Type to compute in.")] = "auto",
-    threads: Annotated[
-        int | None, typer.Option(help="Processor threads; torch decides if not given.")
-    ] = None,
+    threads: Threads = None,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
 ) -> None:
     """Score a checkpoint on local data; print a table and write JSON."""
