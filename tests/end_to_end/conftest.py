@@ -1,8 +1,9 @@
 """One small run through all command lines, shared by the tests of this directory."""
 
+import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +45,28 @@ plot = false
 """
 
 
+class CommandLines:
+    """Runs the programs `mtron-train` and so on in new processes."""
+
+    @staticmethod
+    def call(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+        module = program.replace("-", "_")
+        code = f"from {module}.cli import main; main()"
+        return subprocess.run(
+            [sys.executable, "-c", code, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+
+    @classmethod
+    def succeed(cls, program: str, *arguments: object) -> str:
+        """Run a program that must succeed, and return what it printed."""
+        result = cls.call(program, *arguments)
+        assert result.returncode == 0, f"{program} {arguments}\n{result.stdout}\n{result.stderr}"
+        return result.stdout
+
+
 @dataclass(frozen=True)
 class TinyRun:
     """Paths of a run that has finished."""
@@ -57,32 +80,10 @@ class TinyRun:
         return self.directory / "checkpoints"
 
 
-def call(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run one of the command lines, `mtron-train` and so on."""
-    module = program.replace("-", "_")
-    code = f"from {module}.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
-def succeed(program: str, *arguments: object) -> str:
-    """Run a command line that must succeed, and return what it printed."""
-    result = call(program, *arguments)
-    assert result.returncode == 0, f"{program} {arguments}\n{result.stdout}\n{result.stderr}"
-    return result.stdout
-
-
 def write_corpus(root: Path) -> None:
     """A small part of the standard library as train.jsonl and heldout.jsonl."""
-    import json
-    import sysconfig
-
     folder = Path(sysconfig.get_paths()["stdlib"]) / "json"
-    sources: Sequence[Path] = sorted(folder.glob("*.py"))
+    sources = sorted(folder.glob("*.py"))
     parts = {"train": sources[1:], "heldout": sources[:1]}
     for name, paths in parts.items():
         lines = [json.dumps({"text": p.read_text("utf-8"), "path": p.name}) for p in paths]
@@ -90,15 +91,20 @@ def write_corpus(root: Path) -> None:
 
 
 @pytest.fixture(scope="session")
-def tiny_run(tmp_path_factory) -> TinyRun:
+def cli() -> type[CommandLines]:
+    return CommandLines
+
+
+@pytest.fixture(scope="session")
+def tiny_run(cli, tmp_path_factory) -> TinyRun:
     """Tokenizer, datasets and 40 steps of training on a few real source files."""
     root = tmp_path_factory.mktemp("tiny")
     write_corpus(root)
     train = root / "train.jsonl"
     tokenizer = root / "tokenizer"
-    succeed("mtron-data", "train-tokenizer", train, "--vocab-size", 512, "--output", tokenizer)
+    cli.succeed("mtron-data", "train-tokenizer", train, "--vocab-size", 512, "--output", tokenizer)
     for name in ("train", "heldout"):
-        succeed(
+        cli.succeed(
             "mtron-data",
             "prepare",
             root / f"{name}.jsonl",
@@ -109,5 +115,5 @@ def tiny_run(tmp_path_factory) -> TinyRun:
         )
     toml, directory = root / "run.toml", root / "run"
     toml.write_text(TOML.format(root=root, directory=directory))
-    succeed("mtron-train", "pretrain", toml)
+    cli.succeed("mtron-train", "pretrain", toml)
     return TinyRun(root, toml, directory)
