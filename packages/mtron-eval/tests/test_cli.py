@@ -50,6 +50,19 @@ def test_existing_results_are_kept_unless_asked(checkpoint, write_jsonl, tmp_pat
     assert json.loads(file.read_text())["results_version"] == 1
 
 
+def test_a_full_disk_does_not_cost_the_numbers(checkpoint, write_jsonl, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    data = write_jsonl({"text": "the quick fox"})
+    monkeypatch.setattr("mtron_eval.results.os.fsync", fail)
+    result = run(checkpoint, data, "--output", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "bits_per_byte" in result.stdout
+    assert "No space left" in result.stderr
+    assert not any((tmp_path / "out").iterdir())
+
+
 def test_bad_requests_are_one_paragraph(checkpoint, write_jsonl, tmp_path):
     data = write_jsonl({"text": "the quick fox"})
     refused(run(checkpoint, tmp_path / "no.jsonl"), "no.jsonl", "no such file")

@@ -1,5 +1,6 @@
 """The command `mtron-eval`."""
 
+import os
 import sys
 import traceback
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ import typer
 from pydantic import ValidationError
 
 from mtron_eval.config import Dtype
-from mtron_eval.results import RESULTS_FILE
+from mtron_eval.results import RESULTS_FILE, Results
 from mtron_eval.scoring import Progress
 
 app = typer.Typer(
@@ -91,13 +92,12 @@ def run(
                 threads=threads,
                 progress=progress,
             )
-        from rich.console import Console
-
-        from mtron_eval.report import print_results
-
-        print_results(results, Console())
-        if output is not None:
-            typer.echo(f"written: {results.save(output)}")
+        try:
+            written = None if output is None else results.save(output)
+        finally:  # a full disk must not cost the numbers
+            _show(results)
+        if written is not None:
+            typer.echo(f"written: {written}")
 
 
 @app.command("list", epilog="Example: mtron-eval list")
@@ -110,6 +110,14 @@ def list_tasks() -> None:
         typer.echo(f"{name}  (version {task.version})  {task.description}")
 
 
+def _show(results: Results) -> None:
+    from rich.console import Console
+
+    from mtron_eval.report import print_results
+
+    print_results(results, Console())
+
+
 def _check_output(output: Path, overwrite: bool) -> None:
     """Finds out before the work whether its result can be written."""
     if output.exists() and not output.is_dir():
@@ -120,6 +128,8 @@ def _check_output(output: Path, overwrite: bool) -> None:
             "add --overwrite"
         )
     output.mkdir(parents=True, exist_ok=True)
+    if not os.access(output, os.W_OK):
+        raise ValueError(f"--output: {output} cannot be written; choose another directory")
 
 
 @contextmanager
