@@ -23,7 +23,7 @@ def print_results(results: Results, console: Console) -> None:
         console.width = max(console.width, _WIDTH_OF_PLAIN_TEXT)
     for task in results.tasks.values():
         console.print(_table(task, drawn=console.is_terminal))
-        console.print(escape(_summary(task)), soft_wrap=True)
+        console.print(escape(_summary(task)), soft_wrap=True, highlight=False)
 
 
 def _table(task: TaskResult, drawn: bool) -> Table:
@@ -38,7 +38,7 @@ def _table(task: TaskResult, drawn: bool) -> Table:
         table.add_column("domain")
     table.add_column("metric")
     table.add_column("value", justify="right")
-    table.add_column("± std. error", justify="right")
+    table.add_column("std. error", justify="right")
     table.add_column("unit")
     for group, name, metric in _rows(task):
         error = "-" if metric.standard_error is None else f"{metric.standard_error:.4f}"
