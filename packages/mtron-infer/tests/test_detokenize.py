@@ -1,7 +1,7 @@
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from mtron_infer.detokenize import Detokenizer, StopMatcher
@@ -66,6 +66,7 @@ def char_by_char(text, stops):
 small_text = st.text("ab.", max_size=30)
 
 
+@example(text="ab.", stops=["ab.", "b"], cuts=set())
 @given(
     text=small_text,
     stops=st.lists(st.text("ab.", min_size=1, max_size=4), max_size=3),

@@ -67,6 +67,11 @@ def test_a_draw_depends_on_seed_choice_and_position_only(logits):
     )
 
 
+def test_every_position_draws_anew(logits):
+    rows = [row(seed=5, prompt=[1] * length) for length in range(1, 41)]
+    assert len(set(sample(logits.expand(40, -1).clone(), rows))) > 10
+
+
 def test_greedy_rows_and_drawn_rows_mix(logits):
     rows = [row(temperature=0.0), row(seed=3), row(temperature=0.0)]
     tokens = sample(logits.expand(3, -1).clone(), rows)

@@ -22,7 +22,7 @@ async def choices_of(stream):
 
 
 async def until(condition):
-    for _ in range(1000):
+    for _ in range(200):
         if condition():
             return
         await asyncio.sleep(0.01)
@@ -43,8 +43,19 @@ def test_streams_side_by_side(make_engine, model, reference):
     assert [choice.token_ids for (choice,) in found] == expected
 
 
-def test_leaving_early_cancels(make_engine):
+@pytest.fixture
+def slow_engine(make_engine, monkeypatch):
+    """An engine that needs 6 seconds for a long request."""
     engine = make_engine()
+    forward = engine._runner.forward
+    monkeypatch.setattr(
+        engine._runner, "forward", lambda *batch: (time.sleep(0.1), forward(*batch))[1]
+    )
+    return engine
+
+
+def test_leaving_early_cancels(slow_engine):
+    engine = slow_engine
 
     async def run():
         stream = engine.stream(Request([5], LONG))
@@ -56,8 +67,8 @@ def test_leaving_early_cancels(make_engine):
     asyncio.run(run())
 
 
-def test_a_cancelled_task_cancels_its_request(make_engine):
-    engine = make_engine()
+def test_a_cancelled_task_cancels_its_request(slow_engine):
+    engine = slow_engine
 
     async def run():
         task = asyncio.create_task(choices_of(engine.stream(Request([5], LONG))))
