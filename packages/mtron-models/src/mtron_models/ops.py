@@ -45,46 +45,45 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
     return F.silu(gate) * up
 
 
-def rotary_tables(
-    positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype
-) -> tuple[Tensor, Tensor]:
-    """Return the cosine and the signed sine that `rotary` takes.
+def rotary_table(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Tensor:
+    """Return `cos`, `-sin` and `sin` of the angles by which `rotary` turns.
 
     Element `i` of the first half of a head and element `i` of the second form a pair, which turns
-    by the angle `position * theta ** (-2 i / head_dim)`. Both halves of the tables hold that
-    angle; the sine of the first half is negative, so that a rotation is two products and a sum.
+    by the angle `position * theta ** (-2 i / head_dim)`.
 
     Args:
         positions: `[S]` or `[B, S]`, integers.
         head_dim: width of a head, even.
         theta: base of the frequencies.
-        dtype: of the tables; fp32 or fp64.
+        dtype: of the table; fp32 or fp64.
 
     Returns:
-        Two tensors `[S, 1, H]` or `[B, S, 1, H]`.
+        `[S, 1, 3, H/2]` or `[B, S, 1, 3, H/2]`. One tensor, so that a compiler computes it once
+        and not again in every layer.
 
     Reference: Su et al., arXiv:2104.09864, section 3.2.2, with halves instead of neighbours.
     """
     even = torch.arange(0, head_dim, 2, dtype=dtype, device=positions.device)
     frequencies = 1.0 / theta ** (even / head_dim)
     angles = positions.to(dtype)[..., None, None] * frequencies
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((cos, cos), dim=-1), torch.cat((-sin, sin), dim=-1)
+    sin = angles.sin()
+    return torch.stack((angles.cos(), -sin, sin), dim=-2)
 
 
-def rotary(x_BSNH: Tensor, cos: Tensor, signed_sin: Tensor) -> Tensor:
+def rotary(x_BSNH: Tensor, table: Tensor) -> Tensor:
     """Turn every head by the angles of its token's position; computed in at least fp32.
 
     Args:
         x_BSNH: queries or keys.
-        cos: of `rotary_tables`.
-        signed_sin: of `rotary_tables`.
+        table: of `rotary_table`, for the same tokens.
 
     Returns:
         `[B, S, N, H]` in the dtype of `x_BSNH`.
     """
-    other_half = x_BSNH.roll(x_BSNH.shape[-1] // 2, dims=-1)
-    return torch.addcmul(x_BSNH * cos, other_half, signed_sin).to(x_BSNH.dtype)
+    cos, signed_sin = table[..., :1, :], table[..., 1:, :]
+    halves = x_BSNH.to(table.dtype).unflatten(-1, (2, -1))
+    turned = torch.addcmul(halves * cos, halves.flip(-2), signed_sin)
+    return turned.flatten(-2).to(x_BSNH.dtype)
 
 
 def causal_attention(q: Tensor, k: Tensor, v: Tensor, context: Context) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mtron_models import ops
 from mtron_models.context import Context
-from mtron_models.layers.rotary import Rotary, RotaryTables
+from mtron_models.layers.rotary import Rotary
 
 
 class Attention(nn.Module):
@@ -30,12 +30,12 @@ class Attention(nn.Module):
         self.rotary = Rotary()
         self.core: Callable[[Tensor, Tensor, Tensor, Context], Tensor] = ops.causal_attention
 
-    def forward(self, x_BSD: Tensor, tables: RotaryTables, context: Context) -> Tensor:
+    def forward(self, x_BSD: Tensor, table: Tensor, context: Context) -> Tensor:
         """Let tokens attend to each other.
 
         Args:
             x_BSD: `[batch, seq, hidden]`.
-            tables: of `RotaryFrequencies`, for the tokens' positions.
+            table: of `RotaryTable`, for the tokens' positions.
             context: handed to the core.
 
         Returns:
@@ -45,6 +45,6 @@ class Attention(nn.Module):
             projection(x_BSD).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        q, k = self.rotary(q, tables), self.rotary(k, tables)
+        q, k = self.rotary(q, table), self.rotary(k, table)
         attended = self.core(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), context)
         return self.o_proj(attended.transpose(1, 2).flatten(-2))

@@ -1,30 +1,25 @@
 """Rotary position embedding."""
 
-from typing import TypeAlias
-
 import torch
 from torch import Tensor, nn
 
 from mtron_models import ops
 
-RotaryTables: TypeAlias = "tuple[Tensor, Tensor]"
-"""Cosine and signed sine, `[S, 1, H]` or `[B, S, 1, H]`."""
 
-
-class RotaryFrequencies(nn.Module):
-    """Makes the tables of a forward pass, which all its layers share. Has no parameter."""
+class RotaryTable(nn.Module):
+    """Makes the table of a forward pass, which all its layers share. Has no parameter."""
 
     def __init__(self, head_dim: int, theta: float) -> None:
         super().__init__()
         self.head_dim = head_dim
         self.theta = theta
-        self.op = ops.rotary_tables
+        self.op = ops.rotary_table
 
-    def forward(self, hidden_BSD: Tensor, positions: Tensor | None) -> RotaryTables:
-        """Return the tables for `positions`, or for 0, 1, ... where there are none.
+    def forward(self, hidden_BSD: Tensor, positions: Tensor | None) -> Tensor:
+        """Return the table for `positions`, or for 0, 1, ... where there are none.
 
         Args:
-            hidden_BSD: only its length, device and dtype count; the tables have at least fp32.
+            hidden_BSD: only its length, device and dtype count; the table has at least fp32.
             positions: `[B, S]`, int64, or None.
         """
         if positions is None:
@@ -40,6 +35,6 @@ class Rotary(nn.Module):
         super().__init__()
         self.op = ops.rotary
 
-    def forward(self, x_BSNH: Tensor, tables: RotaryTables) -> Tensor:
+    def forward(self, x_BSNH: Tensor, table: Tensor) -> Tensor:
         """Rotate `[batch, seq, heads, head_dim]`."""
-        return self.op(x_BSNH, *tables)
+        return self.op(x_BSNH, table)

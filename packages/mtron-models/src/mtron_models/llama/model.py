@@ -14,10 +14,10 @@ from mtron_models.context import Context
 from mtron_models.init import Constant, Normal, Rule
 from mtron_models.layers.attention import Attention
 from mtron_models.layers.dropout import Dropout
-from mtron_models.layers.loss import CrossEntropy
+from mtron_models.layers.loss import HeadLoss
 from mtron_models.layers.mlp import SwiGLU
 from mtron_models.layers.norm import RMSNorm
-from mtron_models.layers.rotary import RotaryFrequencies, RotaryTables
+from mtron_models.layers.rotary import RotaryTable
 from mtron_models.layout import Layout
 from mtron_models.llama.config import LlamaConfig
 from mtron_models.llama.layout import layout
@@ -40,9 +40,9 @@ class DecoderLayer(nn.Module):
         self.mlp = SwiGLU(hidden, config.intermediate_size)
         self.mlp_dropout = Dropout(config.hidden_dropout, f"layers.{index}.mlp")
 
-    def forward(self, hidden_BSD: Tensor, tables: RotaryTables, context: Context) -> Tensor:
+    def forward(self, hidden_BSD: Tensor, table: Tensor, context: Context) -> Tensor:
         """Return the residual stream after this layer, `[batch, seq, hidden]`."""
-        attended = self.self_attn(self.input_layernorm(hidden_BSD), tables, context)
+        attended = self.self_attn(self.input_layernorm(hidden_BSD), table, context)
         hidden_BSD = hidden_BSD + self.attention_dropout(attended, context)
         transformed = self.mlp(self.post_attention_layernorm(hidden_BSD))
         return hidden_BSD + self.mlp_dropout(transformed, context)
@@ -63,13 +63,13 @@ class Llama(nn.Module):
         self.config = config
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
         self.embed_dropout = Dropout(config.hidden_dropout, "embed")
-        self.rotary = RotaryFrequencies(config.head_dim, config.rope_theta)
+        self.rotary = RotaryTable(config.head_dim, config.rope_theta)
         self.layers = nn.ModuleDict(
             {str(index): DecoderLayer(config, index) for index in range(config.num_hidden_layers)}
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        self.cross_entropy = CrossEntropy()
+        self.head_loss = HeadLoss()
         self._tie()
 
     def forward(self, inputs: Tensor, context: Context = NO_CONTEXT) -> Tensor:
@@ -94,9 +94,9 @@ class Llama(nn.Module):
         if self._has("embed"):
             hidden_BSD = self.embed_dropout(self.embed(inputs), context)
         if self._has("layers"):
-            tables = self.rotary(hidden_BSD, context.positions)
+            table = self.rotary(hidden_BSD, context.positions)
             for layer in self.layers.values():
-                hidden_BSD = layer(hidden_BSD, tables, context)
+                hidden_BSD = layer(hidden_BSD, table, context)
         return self.norm(hidden_BSD) if self._has("norm") else hidden_BSD
 
     def loss(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class Llama(nn.Module):
             labels_BS: the token that should come next, int64; already shifted, and a valid token
                 also where it does not count.
         """
-        return self.cross_entropy(self.head(hidden_BSD), labels_BS)
+        return self.head_loss(self.head, hidden_BSD, labels_BS)
 
     def train_loss(
         self, inputs: Tensor, labels_BS: Tensor, weights_BS: Tensor, context: Context = NO_CONTEXT
