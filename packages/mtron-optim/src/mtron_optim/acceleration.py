@@ -1,0 +1,98 @@
+"""Make the training path of a model faster without changing the model."""
+
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from mtron_optim.config import KernelConfig
+from mtron_optim.kernels.embedding import attach_deterministic_embedding
+from mtron_optim.kernels.linear import attach_onednn
+from mtron_optim.memory import keep_freed_memory
+
+logger = logging.getLogger(__name__)
+
+TrainLoss = Callable[..., Tensor]
+
+
+class TrainableModel(Protocol):
+    """What `accelerate` compiles: one method that is the whole way from tokens to the loss."""
+
+    def train_loss(
+        self, inputs: Tensor, labels: Tensor, weights: Tensor, context: Any, /
+    ) -> Tensor:
+        """Return the sum of per-token losses times their weights, a scalar.
+
+        Args:
+            inputs: [batch, seq], int64.
+            labels: [batch, seq], int64.
+            weights: [batch, seq].
+            context: whatever else the model needs.
+        """
+        ...
+
+
+def accelerate(model: nn.Module, config: KernelConfig) -> None:
+    """Speed up the training of `model` in place.
+
+    Modules, names, parameters, hooks and the state dict stay as they are. With `compile`, the
+    bound method `model.train_loss` is replaced by a compiled one, so that forward and backward
+    of backbone, head and loss are one region each; calls without gradients, as in validation, run
+    uncompiled, because compiling for them would cost more than it saves. The results are those
+    of the plain model up to rounding, and the same bits in every run with as many threads.
+
+    Args:
+        model: with its weights in place. `compile` needs the method `train_loss`.
+        config: what to do.
+
+    Raises:
+        ValueError: the model or this machine does not allow what was asked for.
+    """
+    layers = attach_onednn(model, config.matmul)
+    done = [f"{layers} linear layers multiply by oneDNN"] if layers else []
+    if config.keep_memory and keep_freed_memory():
+        done.append("freed memory stays in the process")
+    if config.compile:
+        _compile_train_loss(model)
+        done.append("train_loss is compiled")
+    logger.info("accelerate: %s", "; ".join(done) or "nothing to do here")
+
+
+def _compile_train_loss(model: nn.Module) -> None:
+    plain = getattr(model, "train_loss", None)
+    if plain is None:
+        raise ValueError(
+            f"kernels.compile: {type(model).__name__} has no method train_loss to compile; "
+            "use kernels.compile = false"
+        )
+    _check_compiler(next(model.parameters()).device)
+    attach_deterministic_embedding(model)
+    # Anything but one whole graph, such as a falling back to the plain form, shall be an error.
+    compiled = torch.compile(plain, fullgraph=True, dynamic=False)
+    cast(Any, model).train_loss = _choose(plain, compiled)
+
+
+def _choose(plain: TrainLoss, compiled: TrainLoss) -> TrainLoss:
+    def train_loss(inputs: Tensor, labels: Tensor, weights: Tensor, *context: Any) -> Tensor:
+        run = compiled if torch.is_grad_enabled() else plain
+        return run(inputs, labels, weights, *context)
+
+    return train_loss
+
+
+def _check_compiler(device: torch.device) -> None:
+    """Raise unless this machine can compile for `device`."""
+    if device.type != "cpu":
+        return
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except InvalidCxxCompiler:
+        raise ValueError(
+            "kernels.compile: needs a C++ compiler, and there is no g++ or clang++ in PATH; "
+            "install one, or use kernels.compile = false"
+        ) from None
