@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from enum import Enum, auto
+from functools import partial
 from importlib.metadata import version
 from mmap import mmap
 from pathlib import Path
@@ -36,15 +37,15 @@ _log = logging.getLogger(__name__)
 
 
 class SaveHandle:
-    """A save that may still be running.
+    """A save that may still be running; an error that nobody waits for is logged.
 
     Attributes:
         step: the step being saved.
     """
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: int, future: Future[Path]) -> None:
         self.step = step
-        self._future: Future[Path] = Future()
+        self._future = future
         self._seen = False
 
     @property
@@ -67,19 +68,15 @@ class SaveHandle:
         finally:
             self._seen = self._future.done()
 
-    def finish(self, outcome: Path | BaseException) -> None:
-        """Record how the save ended."""
-        if isinstance(outcome, BaseException):
-            self._future.set_exception(outcome)
-        else:
-            self._future.set_result(outcome)
-
     def __del__(self) -> None:
-        if self._seen or not self._future.done():
-            return
-        error = self._future.exception()
-        if error is not None:
-            _log.error("step %d was not saved, and nobody waited for it: %s", self.step, error)
+        if not self._seen:
+            self._future.add_done_callback(partial(_log_failure, self.step))
+
+
+def _log_failure(step: int, future: Future[Path]) -> None:
+    error = future.exception()
+    if error is not None:
+        _log.error("step %d was not saved, and nobody waited for it: %s", step, error)
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ class _Save:
     def __init__(
         self, plan: SavePlan, pool: StagingPool, after_commit: Callable[[Path], None] | None
     ) -> None:
-        self.handle = SaveHandle(plan.step)
+        self.future: Future[Path] = Future()
         self._plan = plan
         self._pool = pool
         self._after_commit = after_commit
@@ -161,8 +158,10 @@ class _Save:
         finally:
             self._data.close()
             self._directory.close()
-        if outcome is not None:
-            self.handle.finish(outcome)
+        if isinstance(outcome, BaseException):
+            self.future.set_exception(outcome)
+        elif outcome is not None:
+            self.future.set_result(outcome)
 
     def _write_windows(self) -> bool:
         """Write what the caller stages; after a failure, only take it from the caller's hands.
@@ -250,4 +249,4 @@ def start_save(
         raise
     if not concurrent:
         thread.start()
-    return save.handle
+    return SaveHandle(plan.step, save.future)
