@@ -170,9 +170,10 @@ def _errors(debug: bool) -> Iterator[None]:
 
 
 def _message(error: ValueError | OSError) -> str:
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; check the path and its permissions"
     if isinstance(error, OSError) and error.strerror is not None:
-        where = f"{error.filename}: " if error.filename is not None else ""
-        return f"{where}{error.strerror}"
+        return error.strerror
     return " ".join(str(error).split())
 
 

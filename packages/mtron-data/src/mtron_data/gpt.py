@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NoReturn
 
 import numpy as np
 
@@ -57,6 +57,7 @@ class GPTDataset:
         self._order: Order = _build_order(self.tokens, seq_len, seed, order)
         manifest = self.tokens.manifest
         self._vocab_size = None if manifest is None else manifest.tokenizer.vocab_size
+        self._signed = self.tokens.dtype.kind == "i"
 
     @property
     def num_samples(self) -> int | None:
@@ -104,34 +105,42 @@ class GPTDataset:
             if index < 0 or (self.num_samples is not None and index >= self.num_samples):
                 raise IndexError(f"sample {index} of {self.num_samples or 'a stream'}")
         samples = self._order.pieces(wanted)
-        row = self.seq_len + 1
-        rows = np.full((len(wanted), row), PAD, np.int64)
-        valid = np.ones((len(wanted), self.seq_len), np.float32)
+        shape = (len(wanted), self.seq_len)
+        tokens, labels = np.empty(shape, np.int64), np.empty(shape, np.int64)
+        loss_mask = np.ones(shape, np.float32)
         starts = [0]
-        for number, pieces in enumerate(samples):
-            length = self._fill(rows[number], pieces)
-            valid[number, length - 1 :] = 0
-            starts += [number * self.seq_len + at for at in self._boundaries(pieces)]
-            starts.append((number + 1) * self.seq_len)
-        self._check_ids(rows, samples)
+        for row, pieces in enumerate(samples):
+            source = self._source(pieces)
+            valid = len(source) - 1
+            tokens[row, : valid + 1] = source[: self.seq_len]
+            labels[row, :valid] = source[1:]
+            tokens[row, valid + 1 :] = labels[row, valid:] = PAD
+            loss_mask[row, valid:] = 0
+            starts += [row * self.seq_len + at for at in self._boundaries(pieces)]
+            starts.append((row + 1) * self.seq_len)
         cu_seqlens = np.array(starts, np.int32)
         return Batch(
-            tokens=np.ascontiguousarray(rows[:, :-1]),
-            labels=np.ascontiguousarray(rows[:, 1:]),
-            loss_mask=valid,
+            tokens=tokens,
+            labels=labels,
+            loss_mask=loss_mask,
             positions=self._positions(len(wanted), cu_seqlens),
             sample_ids=np.array(wanted, np.int64),
             cu_seqlens=cu_seqlens,
             max_seqlen=int(np.diff(cu_seqlens).max()),
         )
 
-    def _fill(self, row: np.ndarray, pieces: Sequence[Piece]) -> int:
-        """Copy the pieces into `row`; return how many tokens they have."""
-        at = 0
-        for start, stop in pieces:
-            row[at : at + stop - start] = self.tokens.tokens[start:stop]
-            at += stop - start
-        return at
+    def _source(self, pieces: Sequence[Piece]) -> np.ndarray:
+        """Return the tokens of a sample, `[at most seq_len + 1]`."""
+        corpus = self.tokens.tokens
+        if len(pieces) == 1:
+            source = corpus[pieces[0].start : pieces[0].stop]
+        else:
+            source = np.concatenate([corpus[start:stop] for start, stop in pieces])
+        if self._vocab_size is not None and (
+            source.max() >= self._vocab_size or (self._signed and source.min() < 0)
+        ):
+            self._refuse_ids(source, pieces)
+        return source
 
     def _boundaries(self, pieces: Sequence[Piece]) -> list[int]:
         """Return where documents, and padding, begin among the inputs of a row, 0 left out."""
@@ -145,25 +154,20 @@ class GPTDataset:
         return [offset for offset in found if 0 < offset < self.seq_len]
 
     def _positions(self, batch: int, cu_seqlens: np.ndarray) -> np.ndarray:
+        shape = (batch, self.seq_len)
         if not self._reset_positions:
-            return np.tile(np.arange(self.seq_len, dtype=np.int64), (batch, 1))
+            return np.broadcast_to(np.arange(self.seq_len, dtype=np.int64), shape).copy()
         starts = np.repeat(cu_seqlens[:-1], np.diff(cu_seqlens)).astype(np.int64)
         flat = np.arange(batch * self.seq_len, dtype=np.int64) - starts
-        return flat.reshape(batch, self.seq_len)
+        return flat.reshape(shape)
 
-    def _check_ids(self, rows: np.ndarray, samples: Sequence[Sequence[Piece]]) -> None:
-        if self._vocab_size is None or (rows.max() < self._vocab_size and rows.min() >= 0):
-            return
-        number, at = np.argwhere((rows >= self._vocab_size) | (rows < 0))[0]
-        offset = next(
-            token
-            for i, token in enumerate(t for piece in samples[number] for t in range(*piece))
-            if i == at
-        )
+    def _refuse_ids(self, source: np.ndarray, pieces: Sequence[Piece]) -> NoReturn:
+        at = int(np.flatnonzero((source >= self._vocab_size) | (source < 0))[0])
+        offset = np.concatenate([np.arange(start, stop) for start, stop in pieces])[at]
         raise ValueError(
             f"{self.tokens.bin_path}: byte {offset * self.tokens.dtype.itemsize}: token id "
-            f"{rows[number, at]} is not in the tokenizer's vocabulary of {self._vocab_size}; the "
-            "file is damaged or belongs to another tokenizer: prepare it again"
+            f"{source[at]} is not in the tokenizer's vocabulary of {self._vocab_size}; the file is "
+            "damaged or belongs to another tokenizer: prepare it again"
         )
 
 

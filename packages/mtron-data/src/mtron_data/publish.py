@@ -18,12 +18,12 @@ def published_directory(target: Path) -> Iterator[Path]:
     only one process at a time writes for the same target. An existing target is replaced.
 
     Raises:
-        ValueError: another process is writing `target`.
+        ValueError: another process is writing `target`, or its parent is a file.
         OSError: of the file system; a full disk names `target`.
     """
     partial = target.with_name(f".{target.name}.partial")
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
+        _make_parent(target)
         lock = _exclusive(partial, target)
         try:
             for leftover in partial.iterdir():
@@ -45,6 +45,16 @@ def published_directory(target: Path) -> Iterator[Path]:
                 "choose another disk",
             ) from error
         raise
+
+
+def _make_parent(target: Path) -> None:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise ValueError(
+            f"{target}: cannot be made, because a part of this path is a file; choose another "
+            "output"
+        ) from None
 
 
 def _exclusive(partial: Path, target: Path) -> int:

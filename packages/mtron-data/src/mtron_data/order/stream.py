@@ -11,6 +11,7 @@ from mtron_data.order.permutation import Permutation
 from mtron_data.order.protocol import Piece
 
 _VERSION = b"mtron-data stream order 1"
+_MANY = 32  # from here on numpy is faster than Python's integers
 
 
 class _Epoch(NamedTuple):
@@ -52,14 +53,21 @@ class StreamOrder:
         return [self._ring(start) for start in self._starts(indices)]
 
     def _starts(self, indices: Sequence[int]) -> list[int]:
+        if len(indices) < _MANY:
+            return [self._start(index) for index in indices]
         number, within = np.divmod(np.asarray(indices, np.int64), self.samples_per_epoch)
         starts = np.empty_like(within)
         for epoch in np.unique(number):
             phase, permutation = self._epoch(int(epoch))
             chosen = number == epoch
-            windows = permutation(within[chosen])
+            windows = permutation.images(within[chosen])
             starts[chosen] = (phase + windows * self._seq_len) % self._num_tokens
         return starts.tolist()
+
+    def _start(self, index: int) -> int:
+        number, within = divmod(index, self.samples_per_epoch)
+        phase, permutation = self._epoch(number)
+        return (phase + permutation.image(within) * self._seq_len) % self._num_tokens
 
     def _ring(self, start: int) -> list[Piece]:
         stop = start + self._seq_len + 1

@@ -43,20 +43,23 @@ class Documents:
     error: tuple[int, str] | None = None
 
 
-def plan_pieces(sources: Sequence[Source]) -> Iterator[tuple[Piece, ...]]:
-    """Cut sources into groups of pieces of about `BLOCK_BYTES`, in order.
+def plan_pieces(
+    sources: Sequence[Source], block_bytes: int = BLOCK_BYTES
+) -> Iterator[tuple[Piece, ...]]:
+    """Cut sources into groups of pieces of about `block_bytes`, in order.
 
-    A text file is one piece however large, because it is one document.
+    A text file is one piece however large, because it is one document. Digests of files are
+    joined from those of pieces only with the default size.
     """
     group: list[Piece] = []
     size = 0
     for number, source in enumerate(sources):
-        step = BLOCK_BYTES if source.kind == "jsonl" else max(source.num_bytes, 1)
+        step = block_bytes if source.kind == "jsonl" else max(source.num_bytes, 1)
         for start in range(0, max(source.num_bytes, 1), step):
             stop = min(start + step, source.num_bytes)
             group.append(Piece(number, source.path, source.kind, start, stop))
             size += stop - start
-            if size >= BLOCK_BYTES:
+            if size >= block_bytes:
                 yield tuple(group)
                 group, size = [], 0
     if group:
