@@ -8,7 +8,8 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,8 @@ def encode_groups(groups: Iterable[tuple[Piece, ...]], job: Job, workers: int) -
     pending: deque[Future[Encoded]] = deque()
     try:
         for group in groups:
-            pending.append(pool.submit(_encode, group))
+            with _interrupts_held():
+                pending.append(pool.submit(_encode, group))
             if len(pending) >= _GROUPS_PER_WORKER * workers:
                 yield pending.popleft().result()
         while pending:
@@ -79,19 +81,30 @@ def encode_groups(groups: Iterable[tuple[Piece, ...]], job: Job, workers: int) -
         pool.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Start processes that never see Ctrl-C, which reaches all processes of a terminal.
+
+    They inherit the blocked signal; the parent alone decides what to do about it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @dataclass
 class _Worker:
     """The state of a worker process, set once by its initializer."""
 
-    encode: Callable[[tuple[Piece, ...]], Encoded] | None = field(default=None)
+    encode: Callable[[tuple[Piece, ...]], Encoded] | None = None
 
 
 _worker = _Worker()
 
 
 def _start_worker(job: Job) -> None:
-    # Ctrl-C reaches every process of a terminal; the parent alone decides what to do about it.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     # The processes are the parallelism.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     threading.Thread(target=_end_with_parent, daemon=True).start()
