@@ -1,0 +1,279 @@
+import copy
+import resource
+import time
+from itertools import pairwise
+
+import pytest
+import torch
+from transformers import LlamaConfig as HuggingFaceConfig
+from transformers import LlamaForCausalLM
+
+from mtron_models import Context, LlamaConfig, RandomKey, build, initialize
+
+CASES = {
+    "grouped": {},
+    "tied": {"tie_word_embeddings": True},
+    "one key-value head": {"num_key_value_heads": 1, "tie_word_embeddings": True},
+    "plain heads": {"num_key_value_heads": 6},
+    "free head_dim": {"hidden_size": 50, "num_attention_heads": 5, "num_key_value_heads": 5,
+                      "head_dim": 14, "vocab_size": 67},
+    "three heads": {"hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 3,
+                    "intermediate_size": 1, "num_hidden_layers": 1},
+    "long": {"rope_theta": 500000.0, "rms_norm_eps": 1e-5},
+}  # fmt: skip
+
+
+def twin(model):
+    """The same model in `transformers`, with the same weights."""
+    config = model.config.model_dump(exclude={"hidden_dropout", "model_type"})
+    theirs = LlamaForCausalLM(HuggingFaceConfig(**config, attn_implementation="eager"))
+    theirs = theirs.to(next(model.parameters()).dtype)
+    weights = {their_name(name): p for name, p in model.state_dict().items()}
+    theirs.load_state_dict(weights)
+    return theirs
+
+
+def their_name(name):
+    if name.startswith("head."):
+        return name.replace("head.", "lm_head.")
+    return "model." + name.replace("embed.", "embed_tokens.")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_logits_and_gradients_are_those_of_transformers(case, make_model, tokens, tolerances):
+    model = make_model(initializer_range=0.1, **CASES[case])
+    theirs = twin(model)
+    inputs, labels = tokens(2, 67 if case == "long" else 19, model.config.vocab_size)
+    expected = theirs(input_ids=inputs).logits
+    logits = model(inputs)
+    assert (logits - expected).abs().max() < tolerances.FP32_LOGITS
+    flat = expected.flatten(0, 1)
+    torch.nn.functional.cross_entropy(flat, labels.flatten()).backward()
+    model.train_loss(inputs, labels, torch.full(labels.shape, 1 / labels.numel())).backward()
+
+    gradients = {name: p.grad for name, p in theirs.named_parameters()}
+    largest = max(gradient.norm() for gradient in gradients.values())
+    for name, parameter in model.named_parameters():
+        gradient = gradients.pop(their_name(name))
+        scale = max(gradient.norm(), 0.01 * largest)
+        assert (parameter.grad - gradient).norm() < tolerances.FP32_GRADIENT * scale, name
+    assert not gradients
+
+
+def test_train_loss_is_the_weighted_sum_of_the_tokens_losses(make_model, tokens):
+    model = make_model(torch.float64)
+    inputs, labels = tokens(3, 8)
+    weights = torch.rand(3, 8, dtype=torch.float64)
+    logits = model(inputs)
+    per_token = -logits.log_softmax(-1).gather(-1, labels[..., None]).squeeze(-1)
+    loss = model.train_loss(inputs, labels, weights)
+    assert loss.item() == pytest.approx((per_token * weights).sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 7, 24, 1000])
+def test_loss_does_not_depend_on_the_chunks(chunk_tokens, make_model, tokens, tolerances):
+    inputs, labels = tokens(3, 8)
+    results = []
+    for size in (10**6, chunk_tokens):
+        model = make_model(torch.float64)
+        model.head_loss.chunk_tokens = size
+        loss = model.loss(model.backbone(inputs), labels)
+        loss.sum().backward()
+        results.append([loss.detach(), *(p.grad for p in model.parameters())])
+    for whole, chunked in zip(*results, strict=True):
+        difference = (whole - chunked).norm() / whole.norm()
+        assert difference < tolerances.FP64_CHUNKED
+
+
+def test_tied_head_is_one_parameter_that_survives_materializing(make_model, make_config):
+    meta = build(make_config(tie_word_embeddings=True))
+    assert [name for name, _ in meta.named_parameters()][-1] == "norm.weight"
+    for model in (meta, meta.to_empty(device="cpu"), copy.deepcopy(meta), meta.double()):
+        assert model.head.weight is model.embed.weight
+        assert "head.weight" not in dict(model.named_parameters())
+    untied = make_model()
+    assert untied.head.weight is not untied.embed.weight
+
+
+def test_positions_are_relative(make_model, tokens):
+    model = make_model(torch.float64)
+    inputs, _ = tokens(2, 9)
+    expected = model(inputs)
+    counted = torch.arange(9).expand(2, 9)
+    assert torch.equal(model(inputs, Context(positions=counted)), expected)
+    shifted = model(inputs, Context(positions=counted + torch.tensor([[5], [90]])))
+    torch.testing.assert_close(shifted, expected, rtol=0, atol=1e-11)
+    stretched = model(inputs, Context(positions=counted * 3))
+    assert (stretched - expected).abs().max() > 1e-3
+
+
+def test_no_token_sees_the_future(make_model, tokens):
+    model = make_model(torch.float64)
+    inputs, _ = tokens(1, 9)
+    changed = inputs.clone()
+    changed[0, 6] = (changed[0, 6] + 1) % 101
+    difference = (model(inputs) - model(changed)).abs().amax(-1)[0]
+    assert torch.equal(difference[:6], torch.zeros(6, dtype=torch.float64))
+    assert bool((difference[6:] > 1e-6).all())
+
+
+def test_documents_in_one_row_are_as_if_alone(make_model, tokens):
+    model = make_model(torch.float64)
+    inputs, _ = tokens(2, 9)
+    boundaries = [0, 4, 9, 10, 18]
+    context = Context(cu_seqlens=torch.tensor(boundaries, dtype=torch.int32), max_seqlen=8)
+    packed = model(inputs, context).flatten(0, 1)
+    for start, end in pairwise(boundaries):
+        alone = model(inputs.flatten()[None, start:end])[0]
+        torch.testing.assert_close(packed[start:end], alone, rtol=0, atol=1e-11)
+
+
+def stages(model):
+    """Cut a model of three layers into three stages by deleting the other parts of copies."""
+    first, middle, last = (copy.deepcopy(model) for _ in range(3))
+    for stage, kept in ((first, "0"), (middle, "1"), (last, "2")):
+        for index in set(stage.layers) - {kept}:
+            del stage.layers[index]
+    del first.norm, first.head
+    del middle.embed, middle.norm
+    middle.head = None
+    del last.embed
+    return first, middle, last
+
+
+def test_stages_by_deletion_compose_to_the_model(make_model, tokens):
+    model = make_model(torch.float64, hidden_dropout=0.1)
+    first, middle, last = stages(model)
+    context = Context(random=RandomKey(0, 1, torch.tensor([4, 9])))
+    inputs, labels = tokens(2, 9)
+    weights = torch.full((2, 9), 1 / 18, dtype=torch.float64)
+    model.train_loss(inputs, labels, weights, context).backward()
+
+    hidden = middle(first(inputs, context), context)
+    assert torch.equal(last(hidden, context), model(inputs, context))
+    last.train_loss(hidden, labels, weights, context).backward()
+    names = []
+    for stage in (first, middle, last):
+        for name, parameter in stage.named_parameters():
+            names.append(name)
+            assert torch.equal(parameter.grad, model.get_parameter(name).grad), name
+    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
+
+
+def test_a_stage_without_layers_is_its_ends(make_model, tokens):
+    model = make_model()
+    inputs, _ = tokens(1, 4)
+    del model.layers, model.norm, model.head
+    assert torch.equal(model(inputs), model.embed(inputs))
+
+
+def test_dtypes(make_model, tokens):
+    inputs, labels = tokens(1, 8)
+    for dtype in (torch.float64, torch.bfloat16):
+        model = make_model(dtype, initializer_range=0.05)
+        assert model(inputs).dtype == dtype
+        loss = model.loss(model.backbone(inputs), labels)
+        assert loss.dtype == torch.promote_types(dtype, torch.float32)
+        exact = make_model(torch.float64, initializer_range=0.05)
+        reference = exact.loss(exact.backbone(inputs), labels)
+        assert (loss - reference).abs().max() < (0.05 if dtype == torch.bfloat16 else 1e-12)
+
+
+class CachedCore:
+    """An attention core attached from outside: keeps keys and values in `context.caches`."""
+
+    def __init__(self, layer):
+        self.layer = layer
+
+    def __call__(self, q, k, v, context):
+        if self.layer in context.caches:
+            old_k, old_v = context.caches[self.layer]
+            k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
+        context.caches[self.layer] = (k, v)
+        visible = torch.arange(k.shape[2]) <= context.positions[:, None, :, None]
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, enable_gqa=True
+        )
+
+
+@pytest.mark.parametrize("lengths", [[11], [5, 1, 1, 1, 1, 1, 1], [1] * 11, [3, 6, 2]])
+def test_cached_decoding_is_the_full_forward(lengths, make_model, tokens, tolerances):
+    model = make_model(torch.float64)
+    inputs, _ = tokens(2, 11)
+    expected = model(inputs)
+    for index, layer in model.layers.items():
+        layer.self_attn.core = CachedCore(index)
+    caches, parts, start = {}, [], 0
+    for length in lengths:
+        positions = torch.arange(start, start + length).expand(2, length)
+        part = inputs[:, start : start + length]
+        parts.append(model(part, Context(positions=positions, caches=caches)))
+        start += length
+    assert (torch.cat(parts, dim=1) - expected).abs().max() < tolerances.FP64_CACHED
+
+
+def test_ops_are_replaceable_on_every_module(make_model, tokens):
+    model = make_model()
+    inputs, labels = tokens(1, 5)
+    called = set()
+
+    def spy(name, op):
+        def run(*args):
+            called.add(name)
+            return op(*args)
+
+        return run
+
+    for name, module in model.named_modules():
+        for seam in ("op", "core"):
+            if hasattr(module, seam):
+                setattr(module, seam, spy(f"{name}.{seam}", getattr(module, seam)))
+    model.train_loss(inputs, labels, torch.ones(1, 5))
+    layer = {"input_layernorm.op", "self_attn.core", "self_attn.rotary.op", "mlp.op",
+             "post_attention_layernorm.op"}  # fmt: skip
+    expected = {f"layers.{i}.{name}" for i in range(3) for name in layer}
+    assert called == expected | {"rotary.op", "norm.op", "head_loss.op"}
+
+
+def test_a_model_cut_to_half_its_heads_computes_half_the_sum(make_model):
+    model = make_model(torch.float64, num_key_value_heads=2, num_attention_heads=6)
+    attention = model.layers["0"].self_attn
+    x = torch.randn(2, 5, 48, dtype=torch.float64)
+    table = model.rotary(x, None)
+    parts = []
+    for half in (0, 1):
+        cut = copy.deepcopy(attention)
+        for name in ("q_proj", "k_proj", "v_proj"):
+            linear = getattr(cut, name)
+            linear.weight = torch.nn.Parameter(linear.weight.chunk(2, dim=0)[half])
+        cut.o_proj.weight = torch.nn.Parameter(cut.o_proj.weight.chunk(2, dim=1)[half])
+        parts.append(cut(x, table, Context()))
+    expected = attention(x, table, Context())
+    torch.testing.assert_close(sum(parts), expected, rtol=0, atol=1e-12)
+
+
+def test_a_meta_model_of_any_size_takes_no_memory():
+    config = LlamaConfig(
+        vocab_size=128256,
+        hidden_size=16384,
+        intermediate_size=53248,
+        num_hidden_layers=16,
+        num_attention_heads=128,
+        num_key_value_heads=8,
+    )
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    start = time.perf_counter()
+    model = build(config)
+    assert time.perf_counter() - start < 20
+    assert all(p.is_meta for p in model.parameters())
+    assert not list(model.buffers())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # KiB
+
+
+def test_building_does_not_touch_torchs_random_state(make_config):
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    model = build(make_config(), device="cpu", dtype=torch.bfloat16)
+    initialize(model, 0)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

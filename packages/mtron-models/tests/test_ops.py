@@ -1,0 +1,133 @@
+import pytest
+import torch
+import torch.nn.functional as F
+from transformers import LlamaConfig as HuggingFaceConfig
+from transformers.models.llama import modeling_llama as hugging_face
+
+from mtron_models import Context, cross_entropy, ops
+
+
+@pytest.fixture
+def close(tolerances):
+    limits = {
+        torch.float64: tolerances.FP64_OP,
+        torch.float32: tolerances.FP32_OP,
+        torch.bfloat16: tolerances.BF16_OP,
+    }
+
+    def check(actual, expected, dtype):
+        limit = limits[dtype]
+        assert actual.dtype == dtype
+        torch.testing.assert_close(actual.double(), expected.double(), rtol=limit, atol=limit)
+
+    return check
+
+
+DTYPES = [torch.float64, torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_is_torchs(dtype, close):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 7, 33, generator=generator, dtype=torch.float64).to(dtype)
+    weight = torch.rand(33, generator=generator, dtype=torch.float64).to(dtype)
+    expected = F.rms_norm(x.double(), (33,), weight.double(), 1e-3)
+    close(ops.rms_norm(x, weight, 1e-3), expected, dtype)
+
+
+def test_rms_norm_gradient_also_at_zero():
+    x = torch.randn(3, 6, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, w: ops.rms_norm(x, w, 1e-3), (x, weight))
+    zero = torch.zeros(1, 6, dtype=torch.float64, requires_grad=True)
+    ops.rms_norm(zero, weight, 1e-4).sum().backward()
+    torch.testing.assert_close(zero.grad[0], weight.detach() * 100)
+
+
+def test_rms_norm_keeps_large_16_bit_values_finite():
+    x = torch.full((1, 8), 300.0, dtype=torch.float16)
+    assert torch.equal(ops.rms_norm(x, torch.ones(8, dtype=x.dtype), 1e-6), torch.ones_like(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary_is_hugging_faces(dtype, close):
+    config = HuggingFaceConfig(hidden_size=96, num_attention_heads=4, head_dim=24)
+    positions = torch.tensor([[0, 1, 2, 3, 4], [7, 300, 8, 1999, 6]])
+    x = torch.randn(2, 5, 4, 24, dtype=dtype)
+    theirs = hugging_face.LlamaRotaryEmbedding(config)
+    cos, sin = (t.to(dtype) for t in theirs(x.float(), positions))
+    expected, _ = hugging_face.apply_rotary_pos_emb(x, x, cos, sin, unsqueeze_dim=2)
+    table_dtype = torch.promote_types(dtype, torch.float32)
+    table = ops.rotary_table(positions, 24, 10000.0, table_dtype)
+    assert table.dtype == table_dtype
+    if dtype == torch.float64:  # theirs is computed in fp32
+        assert (ops.rotary(x, table) - expected).abs().max() < 1e-3
+    else:
+        close(ops.rotary(x, table), expected, dtype)
+
+
+def test_rotary_table_of_fp64_is_exact_to_fp64(close):
+    table = ops.rotary_table(torch.tensor([0, 5, 8191]), 6, 500000.0, torch.float64)
+    frequencies = torch.tensor([500000.0 ** (-i / 3) for i in range(3)], dtype=torch.float64)
+    angles = torch.tensor([0.0, 5.0, 8191.0], dtype=torch.float64)[:, None] * frequencies
+    expected = torch.stack((angles.cos(), -angles.sin(), angles.sin()), dim=1)
+    assert (table[:, 0] - expected).abs().max() < 1e-11  # rounding of an angle of 8191
+
+
+def test_rotary_keeps_lengths_and_depends_on_distance_only():
+    generator = torch.Generator().manual_seed(1)
+    q, k = torch.randn(2, 1, 1, 1, 8, generator=generator, dtype=torch.float64)
+
+    def score(at, to):
+        tables = [ops.rotary_table(torch.tensor([p]), 8, 100.0, torch.float64) for p in (at, to)]
+        return (ops.rotary(q, tables[0]) * ops.rotary(k, tables[1])).sum().item()
+
+    assert score(0, 0) == pytest.approx((q * k).sum().item(), rel=1e-12)
+    assert score(9, 4) == pytest.approx(score(105, 100), rel=1e-12)
+    assert score(9, 4) != pytest.approx(score(4, 9), rel=1e-3)
+
+
+def test_swiglu_is_hugging_faces(close):
+    config = HuggingFaceConfig(hidden_size=6, intermediate_size=10, num_attention_heads=1)
+    mlp = hugging_face.LlamaMLP(config)
+    x = torch.randn(3, 6)
+    expected = mlp.act_fn(mlp.gate_proj(x)) * mlp.up_proj(x)
+    close(ops.swiglu(mlp.gate_proj(x), mlp.up_proj(x)), expected, torch.float32)
+
+
+def test_document_mask_token_by_token():
+    boundaries, batch, seq = [0, 3, 3, 5, 11, 12], 2, 6
+    mask = ops.document_mask(torch.tensor(boundaries, dtype=torch.int32), batch, seq)
+    assert mask.shape == (batch, 1, seq, seq)
+
+    def document(token):
+        return max(i for i, start in enumerate(boundaries) if start <= token)
+
+    for row in range(batch):
+        for query in range(seq):
+            for key in range(seq):
+                same = document(row * seq + query) == document(row * seq + key)
+                assert mask[row, 0, query, key].item() == (same and key <= query)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 6])
+def test_grouped_attention_is_attention_with_repeated_heads(kv_heads, close):
+    generator = torch.Generator().manual_seed(2)
+    q = torch.randn(2, 6, 9, 4, generator=generator, dtype=torch.float64)
+    k, v = torch.randn(2, 2, kv_heads, 9, 4, generator=generator, dtype=torch.float64)
+    attended = ops.causal_attention(q, k, v, Context())
+    k, v = (t.repeat_interleave(6 // kv_heads, dim=1) for t in (k, v))
+    scores = (q @ k.mT / 2).masked_fill(~torch.ones(9, 9).tril().bool(), float("-inf"))
+    close(attended, scores.softmax(-1) @ v, torch.float64)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy_is_computed_in_at_least_fp32(dtype, close):
+    logits = torch.randn(2, 5, 40, dtype=torch.float64).to(dtype).requires_grad_()
+    labels = torch.randint(40, (2, 5))
+    loss = cross_entropy(logits, labels)
+    expected = -logits.double().log_softmax(-1).gather(-1, labels[..., None]).squeeze(-1)
+    close(loss, expected, torch.promote_types(dtype, torch.float32))
+    loss.sum().backward()
+    gradient = logits.detach().double().softmax(-1) - F.one_hot(labels, 40)
+    close(logits.grad, gradient, dtype)
