@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import mtron_ckpt
-from mtron_ckpt import LocalArray, Metadata, layout
+from mtron_ckpt import LocalArray, Metadata, layout, staging
 
 Values = dict[str, np.ndarray]
 
@@ -60,6 +60,7 @@ def same() -> Callable[[np.ndarray, np.ndarray], bool]:
 @pytest.fixture
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make chunks and windows small, so that little data has many of them."""
+    assert staging.BUFFER_BYTES > layout.WINDOW_BYTES  # made from the real sizes
     monkeypatch.setattr(layout, "CHUNK_BYTES", 4096)
     monkeypatch.setattr(layout, "WINDOW_BYTES", 10_000)
     monkeypatch.setattr(layout, "LARGE_BYTES", 1024)

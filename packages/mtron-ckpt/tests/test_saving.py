@@ -254,10 +254,17 @@ def test_a_step_is_replaced_when_asked(tmp_path, save, values, same):
 
 
 def test_the_slower_of_two_saves_of_one_step_is_refused(tmp_path, save, values, monkeypatch):
-    gate = threading.Event()
-    monkeypatch.setattr(data_file, "write_at", lambda *a: (gate.wait(10), write_at(*a)))
+    begun, gate = threading.Event(), threading.Event()
+
+    def slow_write(*arguments):
+        begun.set()
+        gate.wait(10)
+        write_at(*arguments)
+
+    monkeypatch.setattr(data_file, "write_at", slow_write)
     arrays = {name: LocalArray.whole(value) for name, value in values(1).items()}
     slow = mtron_ckpt.save(tmp_path, arrays, Metadata(step=5))
+    begun.wait(10)
     monkeypatch.setattr(data_file, "write_at", write_at)
     save(tmp_path, values(0), 5)
     gate.set()

@@ -36,15 +36,11 @@ class DataFiles:
         """Return the open file.
 
         Raises:
-            CorruptCheckpoint: it is missing.
+            FileNotFoundError: it is missing.
         """
         with self._lock:
             if number not in self._open:
-                path = self.paths[number]
-                try:
-                    self._open[number] = os.open(path, os.O_RDONLY)
-                except FileNotFoundError:
-                    raise CorruptCheckpoint(Damage(str(path), 0, 0, "missing")) from None
+                self._open[number] = os.open(self.paths[number], os.O_RDONLY)
             return self._open[number]
 
 
@@ -162,10 +158,14 @@ class Checkpoint:
     def _fill(self, array: ArrayRecord, number: int, chunk: Box, target: np.ndarray) -> None:
         """Read a chunk into `target` (bytes) and check it."""
         file, position, checksum = array.chunks[number]
-        count = read_at(self._files.descriptor(file), target.data, position)
-        if count == len(target) and crc32c(target.data) == checksum:
-            return
-        problem = "fails its checksum" if count == len(target) else "ends too early"
+        try:
+            count = read_at(self._files.descriptor(file), target.data, position)
+        except FileNotFoundError:
+            problem = "missing"
+        else:
+            if count == len(target) and crc32c(target.data) == checksum:
+                return
+            problem = "fails its checksum" if count == len(target) else "ends too early"
         rows = (chunk.offset[0], chunk.stop[0]) if chunk.shape else None
         path, stop = str(self._files.paths[file]), position + len(target)
         raise CorruptCheckpoint(Damage(path, position, stop, problem, array.name, rows))

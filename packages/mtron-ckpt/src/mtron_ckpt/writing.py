@@ -89,9 +89,10 @@ class _Staged:
     @property
     def content(self) -> memoryview:
         """The window's bytes; they lie at the same place within a page as in the file."""
-        start = self.window[0].header
+        start, stop = self.window[0].header, self.window[-1].stop
         lead = start % PAGE_BYTES
-        return memoryview(self.buffer)[lead : lead + self.window[-1].stop - start]
+        assert lead + stop - start <= len(self.buffer)
+        return memoryview(self.buffer)[lead : lead + stop - start]
 
 
 class _Stop(Enum):
