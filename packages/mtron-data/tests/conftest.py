@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings
 
 import mtron_data
 from mtron_data import (
@@ -14,6 +15,10 @@ from mtron_data import (
     prepare,
     train_tokenizer,
 )
+
+# A busy machine must not fail a test.
+settings.register_profile("mtron-data", deadline=None)
+settings.load_profile("mtron-data")
 
 
 @pytest.fixture(autouse=True)

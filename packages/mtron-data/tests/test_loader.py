@@ -134,6 +134,9 @@ def test_wrong_arguments(stream, sequential):
     ):
         with pytest.raises(ValueError, match=message):
             Loader(stream, **{"micro_batch_size": 2, **arguments})
+    for wrong in (-1, len(sequential)):
+        with pytest.raises(ValueError, match=rf"indices: must be samples .*, got {wrong}"):
+            Loader(sequential, 2, indices=[0, wrong])
     with pytest.raises(ValueError, match="cursor: is beyond the"):
         Loader(sequential, 2, cursor=len(sequential) + 1)
 

@@ -124,9 +124,12 @@ def test_anything_else_is_refused_and_replaced_on_request(corpus, tokenizer, tmp
         prepare(source, other, output)
     with pytest.raises(ValueError, match="append_eos=True"):
         prepare(source, tokenizer, output, append_eos=False)
+    templated = type(tokenizer)({**tokenizer.files, "chat_template.jinja": b"x"}, "memory")
+    with pytest.raises(ValueError, match=r"another tokenizer_config\.json"):
+        prepare(source, templated, output)
     text = source.read_text()
     source.write_text(text.replace("the", "teh", 1))
-    with pytest.raises(ValueError, match=r"from other sources .* --overwrite"):
+    with pytest.raises(ValueError, match=r"from other sources .*--overwrite"):
         prepare(source, tokenizer, output)
     assert not prepare(source, tokenizer, output, overwrite=True).up_to_date
     assert prepare(source, tokenizer, output).up_to_date

@@ -135,3 +135,14 @@ def test_where_the_eos_token_may_be_named(tokenizer, eos, name):
     assert (
         HuggingFaceTokenizer({"tokenizer.json": files["tokenizer.json"]}, "memory").eos_id is None
     )
+
+
+def test_from_the_assets_of_a_checkpoint(tokenizer, tmp_path):
+    assets = {**tokenizer.files, "../evil.json": b"{}"}
+    other = HuggingFaceTokenizer(assets, "checkpoint")
+    (tmp_path / "deep").mkdir()
+    other.save(tmp_path / "deep")
+    assert [path.name for path in tmp_path.iterdir()] == ["deep"]
+    assert other.fingerprint == tokenizer.fingerprint
+    with pytest.raises(ValueError, match=r"checkpoint: has no tokenizer\.json"):
+        HuggingFaceTokenizer({}, "checkpoint")

@@ -49,12 +49,12 @@ class GPTDataset:
         """The corpus."""
         self.seq_len = seq_len
         """Tokens per sample."""
-        self.seed = seed
+        self.seed = operator.index(seed)
         """Of the shuffle."""
         self.order: Literal["stream", "sequential"] = order
         """Name of the order."""
         self._reset_positions = reset_positions
-        self._order: Order = _build_order(self.tokens, seq_len, seed, order)
+        self._order: Order = _build_order(self.tokens, seq_len, self.seed, order)
         manifest = self.tokens.manifest
         self._vocab_size = None if manifest is None else manifest.tokenizer.vocab_size
         self._signed = self.tokens.dtype.kind == "i"

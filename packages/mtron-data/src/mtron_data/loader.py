@@ -58,7 +58,7 @@ class Loader:
                 raise ValueError(f"{name}: must be at least {least}, got {value}")
         self._dataset = dataset
         self._micro_batch_size = micro_batch_size
-        self._indices = None if indices is None else np.asarray(indices, np.int64)
+        self._indices = None if indices is None else _checked(indices, dataset.num_samples)
         self._end = dataset.num_samples if self._indices is None else len(self._indices)
         self._identity = _identity(dataset, self._indices)
         if state is not None:
@@ -145,6 +145,15 @@ class Loader:
             stop = min(stop, self._end)
         self._planned = stop
         return range(start, stop) if self._indices is None else self._indices[start:stop].tolist()
+
+
+def _checked(indices: Sequence[int] | np.ndarray, num_samples: int | None) -> np.ndarray:
+    chosen = np.asarray(indices, np.int64)
+    limit = np.iinfo(np.int64).max if num_samples is None else num_samples - 1
+    wrong = chosen[(chosen < 0) | (chosen > limit)]
+    if wrong.size:
+        raise ValueError(f"indices: must be samples from 0 to {limit}, got {wrong[0]}")
+    return chosen
 
 
 def _identity(dataset: GPTDataset, indices: np.ndarray | None) -> dict[str, Any]:

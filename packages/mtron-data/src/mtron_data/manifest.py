@@ -55,7 +55,7 @@ class TokenizerRecord(Record):
 
 
 class FileRecord(Record):
-    """One of the two data files."""
+    """A file beside the manifest."""
 
     num_bytes: int = Field(ge=0)
     """Size of the file."""
@@ -94,7 +94,7 @@ class Manifest(Record):
     """Size of all texts in UTF-8."""
     sources: list[SourceRecord]
     files: dict[str, FileRecord]
-    """The data files by name."""
+    """The two data files and tokenizer.json, by name."""
 
     @classmethod
     def load(cls, path: Path) -> "Manifest":
@@ -120,10 +120,11 @@ class Manifest(Record):
 
     def has_files(self, directory: Path) -> bool:
         """Whether the data files are in `directory` with their sizes."""
-        paths = {directory / name: record for name, record in self.files.items()}
         return all(
-            path.is_file() and path.stat().st_size == record.num_bytes
-            for path, record in paths.items()
+            (path := directory / name).is_file()
+            and name in self.files
+            and path.stat().st_size == self.files[name].num_bytes
+            for name in DATA_FILES
         )
 
     def check_tokenizer_files(self, directory: Path) -> None:
@@ -138,6 +139,8 @@ class Manifest(Record):
                 f"{path}: is missing; copy the tokenizer that prepared this dataset there, or "
                 "prepare it again"
             )
+        if FileRecord.of(path) == self.files.get(TOKENIZER_JSON):
+            return  # the common case, without parsing what may be many megabytes
         found = fingerprint(path.read_bytes(), path)
         if found != self.tokenizer.fingerprint:
             raise ValueError(

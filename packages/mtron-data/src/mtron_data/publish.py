@@ -11,14 +11,18 @@ _UNSUPPORTED = {errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.ENOSYS, errno
 
 
 @contextmanager
-def published_directory(target: Path) -> Iterator[Path]:
+def published_directory(target: Path, *, replace: bool) -> Iterator[Path]:
     """Yield an empty directory beside `target` that becomes it if the block ends well.
 
     On an exception it is removed. What a killed process left is removed by the next one, and
-    only one process at a time writes for the same target. An existing target is replaced.
+    only one process at a time writes for the same target.
+
+    Args:
+        target: the directory to make.
+        replace: put it in the place of one that is there; an empty one is always replaced.
 
     Raises:
-        ValueError: another process is writing `target`, or its parent is a file.
+        ValueError: another process is or was writing `target`, or its parent is a file.
         OSError: of the file system; a full disk names `target`.
     """
     partial = target.with_name(f".{target.name}.partial")
@@ -31,7 +35,7 @@ def published_directory(target: Path) -> Iterator[Path]:
             try:
                 yield partial
                 _sync(partial)
-                _swap(partial, target)
+                _swap(partial, target, replace=replace)
             except BaseException:
                 shutil.rmtree(partial, ignore_errors=True)
                 raise
@@ -82,11 +86,16 @@ def _exclusive(partial: Path, target: Path) -> int:
         os.close(lock)  # its owner renamed or removed it between our two calls
 
 
-def _swap(partial: Path, target: Path) -> None:
+def _swap(partial: Path, target: Path, *, replace: bool) -> None:
     old = target.with_name(f".{target.name}.old")
     if old.exists():
         _remove(old)
-    if target.exists():
+    if target.exists() and any(target.iterdir()):
+        if not replace:
+            raise ValueError(
+                f"{target}: appeared meanwhile; choose another output, or replace it "
+                "(overwrite=True, --overwrite)"
+            )
         target.rename(old)
     partial.rename(target)
     _sync_directory(target.parent)

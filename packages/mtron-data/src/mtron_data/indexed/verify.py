@@ -7,7 +7,7 @@ import numpy as np
 
 from mtron_data.indexed.check import Violation, index_violations
 from mtron_data.indexed.dataset import TokenDataset
-from mtron_data.manifest import FileRecord, Manifest
+from mtron_data.manifest import DATA_FILES, FileRecord, Manifest
 
 _BLOCK_TOKENS = 1 << 22
 _LIMIT = 20
@@ -92,9 +92,9 @@ def _check_counts(dataset: TokenDataset, manifest: Manifest) -> list[Violation]:
 
 def _check_digests(dataset: TokenDataset, manifest: Manifest) -> list[Violation]:
     found = []
-    for name, record in manifest.files.items():
+    for name in DATA_FILES:
         path = dataset.prefix.with_name(name)
-        if FileRecord.of(path) != record:
+        if FileRecord.of(path) != manifest.files.get(name):
             message = "the file is not the one that was prepared (its digest differs)"
             found.append(Violation(path, 0, message))
     return found

@@ -15,6 +15,7 @@ from mtron_data.publish import published_directory
 from mtron_data.text.pieces import plan_pieces, source_digest
 from mtron_data.text.sources import Source, find_sources
 from mtron_data.tokenizer.huggingface import HuggingFaceTokenizer, load_tokenizer
+from mtron_data.tokenizer.identity import FILES, TOKENIZER_JSON
 
 Progress = Callable[[int, int], None]
 """Called now and then with the bytes read so far and in all."""
@@ -88,7 +89,7 @@ def prepare(
             f"{output}: exists and was prepared from {run.difference(existing)}; choose another "
             "output, or replace it (overwrite=True, --overwrite)"
         )
-    with published_directory(target) as directory:
+    with published_directory(target, replace=overwrite) as directory:
         return Prepared(target, run.write(directory), up_to_date=False)
 
 
@@ -117,11 +118,18 @@ class _Run:
             manifest.key == self.key
             and manifest.append_eos == self.append_eos
             and manifest.tokenizer == self.tokenizer_record
+            and self._same_tokenizer_files(directory)
             and len(manifest.sources) == len(self.sources)
             and manifest.has_files(directory)
             and all(record.same_size(source) for record, source in pairs)
             and all(record.digest == source_digest(source) for record, source in pairs)
         )
+
+    def _same_tokenizer_files(self, directory: Path) -> bool:
+        """Whether the tokenizer's other files, such as a chat template, are the same too."""
+        paths = {name: directory / name for name in FILES if name != TOKENIZER_JSON}
+        found = {name: path.read_bytes() for name, path in paths.items() if path.is_file()}
+        return found == {name: data for name, data in self.tokenizer.files.items() if name in paths}
 
     def difference(self, manifest: Manifest) -> str:
         """Say what the dataset that `manifest` describes was made from instead."""
@@ -129,7 +137,7 @@ class _Run:
             return f"another tokenizer ({manifest.tokenizer.fingerprint[:12]})"
         if (manifest.key, manifest.append_eos) != (self.key, self.append_eos):
             return f"key {manifest.key!r} with append_eos={manifest.append_eos}"
-        return "other sources (or its files are incomplete)"
+        return "other sources or another tokenizer_config.json, or its files are incomplete"
 
     def write(self, directory: Path) -> Manifest:
         """Write everything into `directory`."""
@@ -156,7 +164,7 @@ class _Run:
             num_tokens=writer.num_tokens,
             text_bytes=tally.text_bytes,
             sources=tally.records(),
-            files={name: FileRecord.of(directory / name) for name in DATA_FILES},
+            files={name: FileRecord.of(directory / name) for name in (*DATA_FILES, TOKENIZER_JSON)},
         )
         (directory / MANIFEST).write_bytes(manifest.dump())
         return manifest

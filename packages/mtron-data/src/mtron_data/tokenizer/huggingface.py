@@ -24,18 +24,23 @@ class HuggingFaceTokenizer:
     """A tokenizer of the `tokenizers` library.
 
     Args:
-        files: contents by name, see `FILES`.
+        files: contents by name: `tokenizer.json` and, if there are, `tokenizer_config.json`,
+            `special_tokens_map.json` and `chat_template.jinja`; others are left out.
         source: where they come from, for messages.
 
     Raises:
-        ValueError: a file is damaged.
+        ValueError: a file is damaged, or there is no `tokenizer.json`.
     """
 
     def __init__(self, files: Mapping[str, bytes], source: str | Path) -> None:
-        self.files = dict(files)
-        """Contents by name: everything needed to save or rebuild it."""
         self.source = Path(source)
         """Where it came from."""
+        self.files = {name: files[name] for name in FILES if name in files}
+        """Contents by name: everything needed to save or rebuild it."""
+        if TOKENIZER_JSON not in self.files:
+            raise ValueError(
+                f"{source}: has no {TOKENIZER_JSON}; take it from the tokenizer's files"
+            )
         self.fingerprint = fingerprint(self.files[TOKENIZER_JSON], self.source)
         """SHA-256 of the canonical form of tokenizer.json: the same for the same token ids."""
         self._plain = self._build()

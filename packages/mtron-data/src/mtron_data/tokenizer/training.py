@@ -94,7 +94,7 @@ def train_tokenizer(
                 "another output, or replace it (overwrite=True, --overwrite)"
             )
     backend = _train(read_documents(sources, key), vocab_size, specials)
-    with published_directory(target) as directory:
+    with published_directory(target, replace=overwrite) as directory:
         for name, data in (*_files(backend).items(), (TRAINING_JSON, record)):
             (directory / name).write_bytes(data)
     return TrainedTokenizer(target, load_tokenizer(target), up_to_date=False)
