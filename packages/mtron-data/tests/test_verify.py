@@ -5,7 +5,7 @@ import struct
 import numpy as np
 import pytest
 
-from mtron_data import TokenDataset, verify
+from mtron_data import IndexedWriter, TokenDataset, verify
 
 
 @pytest.fixture
@@ -77,3 +77,20 @@ def test_negative_ids(write_pair):
     dataset.bin_path.write_bytes(np.array([1, -2, 3], "<i4").tobytes())
     (violation,) = verify(dataset.prefix, vocab_size=99).violations
     assert violation.offset == 4
+
+
+def test_damage_far_into_a_large_index(tmp_path):
+    count = 600_000
+    with IndexedWriter(tmp_path / "p", np.dtype("<u2")) as writer:
+        writer.add_documents(np.ones(2 * count, np.uint16), np.full(count, 2))
+    assert verify(tmp_path / "p").ok
+    header = TokenDataset(tmp_path / "p").header
+    for offset, data in (
+        (34 + 4 * 599_000, struct.pack("<i", -1)),
+        (header.pointers_offset + 8 * 400_000, struct.pack("<q", 7)),
+        (header.documents_offset + 8 * 300_000, struct.pack("<q", 0)),
+    ):
+        original = (tmp_path / "p.idx").read_bytes()
+        patch(tmp_path / "p.idx", offset, data)
+        assert offset in [violation.offset for violation in verify(tmp_path / "p").violations]
+        (tmp_path / "p.idx").write_bytes(original)
