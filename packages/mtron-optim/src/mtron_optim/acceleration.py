@@ -1,6 +1,7 @@
 """Make the training path of a model faster without changing the model."""
 
 import logging
+import warnings
 from collections.abc import Callable
 from typing import Any, Protocol, cast
 
@@ -84,11 +85,14 @@ def _choose(plain: TrainLoss, compiled: TrainLoss) -> TrainLoss:
 
 def _check_compiler(device: torch.device) -> None:
     """Raise unless this machine can compile for `device`."""
+    with warnings.catch_warnings():
+        # Loading the compiler uses what torch itself has deprecated.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        from torch._inductor import compile_fx  # noqa: F401
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
     if device.type != "cpu":
         return
-    from torch._inductor.cpp_builder import get_cpp_compiler
-    from torch._inductor.exc import InvalidCxxCompiler
-
     try:
         get_cpp_compiler()
     except InvalidCxxCompiler:

@@ -9,13 +9,18 @@ class Section(BaseModel):
     """Base of the configurations: frozen, no unknown keys, no silent conversion of types."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
+        frozen=True,
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
     )
 
 
 # TOML and JSON have lists where these have tuples; what is in them stays strict.
 Patterns = Annotated[tuple[str, ...], Field(strict=False)]
-Pair = Annotated[tuple[float, float], Field(strict=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+Betas = Annotated[tuple[Decay, Decay], Field(strict=False)]
 
 
 class MuonConfig(Section):
@@ -51,7 +56,7 @@ class OptimConfig(Section):
     """adamw for everything, or muon for the hidden matrices and adamw for the rest."""
     lr: float = Field(default=3e-4, gt=0)
     """Learning rate, before the schedule's factor."""
-    betas: Pair = (0.9, 0.95)
+    betas: Betas = (0.9, 0.95)
     """AdamW: decay of the running means of gradients and of their squares."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW: added to the square root of the mean square."""

@@ -40,15 +40,14 @@ class ScheduleConfig(Section):
         return self
 
     def resolve(self, total_steps: int) -> "ScheduleConfig":
-        """Return this schedule for a run of `total_steps` steps; one already given stays.
+        """Return this schedule for a run of `total_steps` steps, unless it says how many itself.
 
         Raises:
             ValueError: the warm-up does not fit into so many steps.
         """
-        values = {"total_steps": total_steps, **self.model_dump(exclude_unset=True)}
-        if self.total_steps is None:
-            values["total_steps"] = total_steps
-        return type(self)(**values)
+        if self.total_steps is not None:
+            return self
+        return type(self)(**{**self.model_dump(exclude_unset=True), "total_steps": total_steps})
 
     def _decay_start(self) -> int:
         assert self.total_steps is not None

@@ -9,31 +9,47 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Operators of our own, which the compiler calls instead of writing its form of them.
 _LIBRARY = torch.library.Library("mtron_optim", "FRAGMENT")
+_LIBRARY.define("embedding(Tensor weight, Tensor indices) -> Tensor")
 _LIBRARY.define("embedding_backward(Tensor gradient, Tensor indices, int rows) -> Tensor")
+_ANY_DEVICE = "CompositeExplicitAutograd"
 
 
-@torch.library.impl(_LIBRARY, "embedding_backward", "CompositeExplicitAutograd")
+@torch.library.impl(_LIBRARY, "embedding", _ANY_DEVICE)
+def _embedding(weight: Tensor, indices: Tensor) -> Tensor:
+    return torch.ops.aten.embedding(weight, indices)
+
+
+@torch.library.impl(_LIBRARY, "embedding_backward", _ANY_DEVICE)
 def _embedding_backward(gradient: Tensor, indices: Tensor, rows: int) -> Tensor:
     return torch.ops.aten.embedding_dense_backward(gradient, indices, rows, -1, False)
 
 
+@torch.library.register_fake("mtron_optim::embedding", lib=_LIBRARY)
+def _fake(weight: Tensor, indices: Tensor) -> Tensor:
+    return weight.new_empty(*indices.shape, weight.shape[-1])
+
+
 @torch.library.register_fake("mtron_optim::embedding_backward", lib=_LIBRARY)
-def _fake(gradient: Tensor, indices: Tensor, rows: int) -> Tensor:
+def _fake_backward(gradient: Tensor, indices: Tensor, rows: int) -> Tensor:
     return gradient.new_empty(rows, gradient.shape[-1])
 
 
-class _Embedding(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, indices: Tensor) -> Tensor:
-        ctx.save_for_backward(indices)
-        ctx.rows = weight.shape[0]
-        return nn.functional.embedding(indices, weight)
+def _save(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+    weight, indices = inputs
+    ctx.save_for_backward(indices)
+    ctx.rows = weight.shape[0]
 
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
-        (indices,) = ctx.saved_tensors
-        return torch.ops.mtron_optim.embedding_backward(gradients[0], indices, ctx.rows), None
+
+def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    (indices,) = ctx.saved_tensors
+    return torch.ops.mtron_optim.embedding_backward(gradient, indices, ctx.rows), None
+
+
+torch.library.register_autograd(
+    "mtron_optim::embedding", _backward, setup_context=_save, lib=_LIBRARY
+)
 
 
 def deterministic_embedding(indices: Tensor, weight: Tensor) -> Tensor:
@@ -43,7 +59,7 @@ def deterministic_embedding(indices: Tensor, weight: Tensor) -> Tensor:
         indices: any shape, int64.
         weight: [rows, width].
     """
-    return _Embedding.apply(weight, indices)
+    return torch.ops.mtron_optim.embedding(weight, indices)
 
 
 def attach_deterministic_embedding(model: nn.Module) -> int:

@@ -41,6 +41,8 @@ def onednn_product(left: Tensor, right: Tensor) -> Tensor:
     Returns:
         [m, n], contiguous.
     """
+    if left.numel() == 0 or right.numel() == 0:
+        return torch.mm(left, right)  # oneDNN takes no empty matrices
     if left.is_contiguous() or left.numel() <= _elements_copied_if_transposed(left, right):
         return _multiply(left, right)
     return _multiply(right.mT, left.mT).mT.contiguous()
