@@ -15,17 +15,15 @@ assert importlib.util.find_spec("torch") is None
 COMMAND = Path(sys.executable).parent / "mtron-ckpt"
 
 
-def whole(data: np.ndarray) -> LocalArray:
-    """An array that one process holds entirely."""
-    return LocalArray(data, data.shape, (0,) * data.ndim)
-
-
 def main() -> None:
     """Save two arrays and their metadata, read a block, then damage the file."""
     weight = np.arange(12, dtype=np.float32).reshape(3, 4)
     scale = np.ones(4, dtype=ml_dtypes.bfloat16)
     metadata = Metadata(step=3, config={}, state={"cursor": {"sample": 7}}, layout={}, assets={})
-    arrays = {"param/embed.weight": whole(weight), "param/norm.weight": whole(scale)}
+    arrays = {
+        "param/embed.weight": LocalArray.whole(weight),
+        "param/norm.weight": LocalArray.whole(scale),
+    }
     path = mtron_ckpt.save("run", arrays, metadata).wait()
 
     checkpoint = mtron_ckpt.open("run")

@@ -1,7 +1,5 @@
 """mtron-optim alone: train a model that no package of mtron made, store its state, go on."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import nn
 
@@ -12,15 +10,8 @@ from mtron_optim import (
     export_state,
     learning_rate_scale,
     load_state,
+    shards_of,
 )
-
-
-@dataclass(frozen=True)
-class Shard:
-    """What an optimizer needs to know of a parameter."""
-
-    name: str
-    tensor: nn.Parameter
 
 
 def main() -> None:
@@ -31,9 +22,6 @@ def main() -> None:
     y = x.flip(1)
     config = OptimConfig(kind="muon", lr=0.05, weight_decay=0.0)
 
-    def optimizer_of(module: nn.Module) -> torch.optim.Optimizer:
-        return build_optimizer([Shard(n, p) for n, p in module.named_parameters()], config)
-
     def step(module: nn.Module, optimizer: torch.optim.Optimizer) -> float:
         optimizer.zero_grad()
         loss = (module(x) - y).square().mean()
@@ -41,16 +29,17 @@ def main() -> None:
         optimizer.step()
         return loss.item()
 
-    optimizer = optimizer_of(model)
+    optimizer = build_optimizer(shards_of(model), config)
     losses = [step(model, optimizer) for _ in range(60)]
     assert losses[-1] < losses[0] / 10, losses
 
     copy.load_state_dict(model.state_dict())
-    other = optimizer_of(copy)
+    other = build_optimizer(shards_of(copy), config)
     load_state(other, *export_state(optimizer))
     assert step(model, optimizer) == step(copy, other)
     assert torch.equal(model.weight, copy.weight)
-    assert 0 <= learning_rate_scale(ScheduleConfig(), 5) <= 1
+    schedule = ScheduleConfig(kind="cosine", warmup_steps=10, total_steps=60)
+    assert learning_rate_scale(schedule, 4) < learning_rate_scale(schedule, 10)
 
 
 if __name__ == "__main__":

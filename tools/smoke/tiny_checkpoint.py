@@ -26,7 +26,7 @@ def write_checkpoint(root: str) -> None:
     model = build(config, device="cpu")
     initialize(model, seed=1)
     arrays = {
-        f"param/{name}": LocalArray(from_torch(p.detach()), tuple(p.shape), (0,) * p.dim())
+        f"param/{name}": LocalArray.whole(from_torch(p.detach()))
         for name, p in model.named_parameters()
     }
     assets = {path.name: path.read_bytes() for path in Path("tokenizer").iterdir()}

@@ -30,6 +30,10 @@ global_batch_size = 4
 kind = "adamw"
 lr = 1e-3
 
+[schedule]
+kind = "cosine"
+warmup_steps = 2
+
 [checkpoint]
 every_steps = 3
 """
