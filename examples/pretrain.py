@@ -45,16 +45,12 @@ def main() -> int:
 def prepare_data() -> None:
     """Collect the corpus, train a tokenizer on it, and turn both into token datasets."""
     text, tokenizer = CORPUS / "text", CORPUS / "tokenizer"
-    if not (text / "heldout.jsonl").exists():
-        run(sys.executable, EXAMPLES / "standard_library.py", text)
-    if not tokenizer.exists():
-        size = str(VOCAB_SIZE)
-        source = text / "train.jsonl"
-        run("mtron-data", "train-tokenizer", source, "--vocab-size", size, "--output", tokenizer)
+    run(sys.executable, EXAMPLES / "standard_library.py", text)
+    train, size = text / "train.jsonl", str(VOCAB_SIZE)
+    run("mtron-data", "train-tokenizer", train, "--vocab-size", size, "--output", tokenizer)
     for part in ("train", "heldout"):
         source, output = text / f"{part}.jsonl", CORPUS / part
-        if not output.exists():
-            run("mtron-data", "prepare", source, "--tokenizer", tokenizer, "--output", output)
+        run("mtron-data", "prepare", source, "--tokenizer", tokenizer, "--output", output)
 
 
 def evaluate() -> None:
@@ -74,16 +70,18 @@ def show_scores() -> None:
     texts = {document["path"]: document["text"].encode() for document in documents}
     print("\nbits per byte of text that the model has never seen")
     print(f"{'held-out file':44} {'bytes':>8} {'mtron':>7} {'gzip -9':>8} {'xz -9':>7}")
-    total = (0, 0.0, 0, 0)
+    sizes, bits = [], []
     for row in task["documents"]:
-        path, size, bits = row["path"], row["bytes"], row["bits_per_byte"]
-        measured = (size, bits * size, *compressed_bits(texts[path]))
-        total = tuple(a + b for a, b in zip(total, measured, strict=True))
-        print(score_line(path, *measured))
-    print(score_line("all of them", *total))
+        path, size = row["path"], row["bytes"]
+        sizes.append(size)
+        bits.append((row["bits_per_byte"] * size, *compressed_bits(texts[path])))
+        print(score_line(path, size, bits[-1]))
+    print(
+        score_line("all of them", sum(sizes), [sum(column) for column in zip(*bits, strict=True)])
+    )
 
 
-def score_line(name: str, size: int, *bits: float) -> str:
+def score_line(name: str, size: int, bits: Sequence[float]) -> str:
     """One line of the table: bytes, and bits per byte of the model, gzip and xz."""
     model, gz, xz = (count / size for count in bits)
     return f"{name[-44:]:44} {size:8} {model:7.3f} {gz:8.3f} {xz:7.3f}"

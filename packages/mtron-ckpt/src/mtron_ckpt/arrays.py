@@ -24,7 +24,7 @@ class ArraySource(Protocol):
         """Element type of the values."""
         ...
 
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         """Return the values."""
         ...
 

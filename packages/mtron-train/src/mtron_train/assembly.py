@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -76,15 +77,16 @@ def check_datasets(config: RunConfig) -> None:
             tokens = load_tokenizer(path).vocab_size
         except (ValueError, OSError) as error:
             raise ValueError(f"{key}: {error}") from None
-        if tokens > config.model.vocab_size:
+        (vocab_size, *_) = config.model.parameter_shapes()["embed.weight"]
+        if tokens > vocab_size:
             raise ValueError(
                 f"{key}: the tokenizer of {path} has {tokens} tokens, more than "
-                f"model.vocab_size = {config.model.vocab_size}; use at least {tokens}"
+                f"model.vocab_size = {vocab_size}; use at least {tokens}"
             )
 
 
 def _model(config: RunConfig, mesh: Mesh, checkpoint: Checkpoint | None) -> ParallelModel:
-    plain = build(config.model, device="meta", dtype=getattr(torch, config.run.dtype))
+    plain: Any = build(config.model, device="meta", dtype=getattr(torch, config.run.dtype))
     draw = initial_values(plain, config.run.seed)
     model = parallelize(plain, mesh, plain.layout())
     if checkpoint is None:

@@ -13,7 +13,12 @@ from mtron_optim import export_state, load_state
 from mtron_parallel import Block, ParallelModel
 from mtron_train.config import RunConfig
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+)
 
 
 @dataclass
