@@ -14,7 +14,7 @@ PATTERNS = {
         r"(?<![\w.~$}/-])/(?:wor[k]|roo[t]|hom[e]|User[s]|tm[p]|op[t])/\w"
     ),
     "host of a package index; leave the index to pip's configuration": (
-        r"\b(?:pyp[i]\.org|pythonhoste[d]\.org|download\.pytorc[h]\.org|index-ur[l])"
+        r"\b(?:pyp[i]\.org|pythonhoste[d]\.org|extra-index-ur[l])"
     ),
 }
 

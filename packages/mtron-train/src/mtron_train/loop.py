@@ -1,6 +1,7 @@
 """The loop of a run: step, record, validate, save, until done or asked to stop."""
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -68,7 +69,11 @@ class _Loop:
 
     def run(self) -> Outcome:
         state, total = self.state, self.config.run.steps
-        try:
+        with ExitStack() as cleanup:
+            cleanup.callback(self.run_.checkpoints.wait)  # also when a step has failed
+            cleanup.callback(state.loader.close)
+            for sink in self.sinks:
+                cleanup.callback(sink.close)
             self.meter.start()
             while state.step < total and not self.stop.requested:
                 self._record(train_step(state, self.config))
@@ -77,12 +82,7 @@ class _Loop:
             finished = state.step >= total
             loss = self._finish() if finished else None
             self._save()
-            self.run_.checkpoints.wait()
-            return Outcome(state.step, finished, loss)
-        finally:
-            for sink in self.sinks:
-                sink.close()
-            self.state.loader.close()
+        return Outcome(state.step, finished, loss)
 
     def _every(self, interval: int, action: Callable[[], None]) -> None:
         """Do what is due at this step; its time does not count as training. The end has its own."""
