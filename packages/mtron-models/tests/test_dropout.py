@@ -1,9 +1,10 @@
 import math
+from itertools import product
 
 import pytest
 import torch
 
-from mtron_models import Context, RandomKey
+from mtron_models import Context, RandomKey, fold_in, key_of, philox
 from mtron_models.layers.dropout import Dropout
 
 P = 0.3
@@ -19,6 +20,14 @@ def test_rate_and_scale():
     assert set(drawn.unique().tolist()) == {0.0, torch.tensor(1 / (1 - P)).item()}
     rate = (drawn == 0).double().mean().item()
     assert abs(rate - P) < 4.5 * math.sqrt(P * (1 - P) / drawn.numel())
+
+
+def test_mask_is_that_of_the_definition():
+    drawn = mask(hidden=18)
+    for row, token, column in product(range(3), (0, 3, 10), range(18)):
+        key = fold_in(fold_in(key_of("dropout/embed"), 1), 4, (7, 3, 5)[row])
+        word = philox((column // 4, token, 0, 0), key)[column % 4]
+        assert (drawn[row, token, column] == 0).item() == (word < round(P * 2**32))
 
 
 def test_mask_follows_the_sample_not_its_row():
@@ -73,6 +82,13 @@ def test_evaluation_and_probability_zero_do_nothing():
 def test_training_without_a_key_is_refused():
     with pytest.raises(ValueError, match=r"context\.random: needed .* give RandomKey"):
         Dropout(P, "embed")(torch.ones(1, 2, 4), Context())
+
+
+def test_sites_of_a_model_are_named_and_differ(make_model):
+    model = make_model(hidden_dropout=P)
+    sites = [module.site for module in model.modules() if isinstance(module, Dropout)]
+    names = [f"layers.{i}.{part}" for i in range(3) for part in ("self_attn", "mlp")]
+    assert sorted(sites) == sorted(key_of(f"dropout/{name}") for name in ["embed", *names])
 
 
 def test_step_may_be_a_tensor():

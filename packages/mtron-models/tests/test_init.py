@@ -15,6 +15,7 @@ from mtron_models import (
     initial_values,
     initialize,
     key_of,
+    normal,
     philox,
 )
 from mtron_models import init as init_module
@@ -60,6 +61,15 @@ def test_values_are_those_of_the_definition():
         turn = math.cos if column % 2 == 0 else math.sin
         expected = 0.5 * radius * turn(2 * math.pi * second / 2**32)
         assert values[row, column].item() == pytest.approx(expected, rel=1e-12)
+
+
+def test_parameters_may_have_more_than_2_to_the_32_rows():
+    row = 2**33 + 5
+    values = initial_block("w", HALF, 3, (row, 0), (1, 2), (2**34, 2), torch.float64)
+    key = fold_in(key_of("init/w"), 3)
+    assert torch.equal(values[0], 0.5 * normal(key, (0, 5, 2))[:2])
+    low = initial_block("w", HALF, 3, (5, 0), (1, 2), (2**34, 2), torch.float64)
+    assert not torch.equal(values, low)
 
 
 def test_other_names_and_seeds_give_other_values():

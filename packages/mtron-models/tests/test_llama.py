@@ -213,13 +213,13 @@ def test_cached_decoding_is_the_full_forward(lengths, make_model, tokens, tolera
 
 
 def test_ops_are_replaceable_on_every_module(make_model, tokens):
-    model = make_model()
+    model = make_model(hidden_dropout=0.1)
     inputs, labels = tokens(1, 5)
-    called = set()
+    called = []
 
     def spy(name, op):
         def run(*args):
-            called.add(name)
+            called.append(name)
             return op(*args)
 
         return run
@@ -228,11 +228,31 @@ def test_ops_are_replaceable_on_every_module(make_model, tokens):
         for seam in ("op", "core"):
             if hasattr(module, seam):
                 setattr(module, seam, spy(f"{name}.{seam}", getattr(module, seam)))
-    model.train_loss(inputs, labels, torch.ones(1, 5))
-    layer = {"input_layernorm.op", "self_attn.core", "self_attn.rotary.op", "mlp.op",
-             "post_attention_layernorm.op"}  # fmt: skip
-    expected = {f"layers.{i}.{name}" for i in range(3) for name in layer}
-    assert called == expected | {"rotary.op", "norm.op", "head_loss.op"}
+    context = Context(random=RandomKey(0, 0, torch.tensor([0])))
+    model.train_loss(inputs, labels, torch.ones(1, 5), context)
+    layer = [
+        "input_layernorm.op",
+        "self_attn.rotary.op",
+        "self_attn.rotary.op",
+        "self_attn.core",
+        "attention_dropout.op",
+        "post_attention_layernorm.op",
+        "mlp.op",
+        "mlp_dropout.op",
+    ]
+    layers = [f"layers.{i}.{name}" for i in range(3) for name in layer]
+    assert called == ["embed_dropout.op", "rotary.op", *layers, "norm.op", "head_loss.op"]
+
+
+def test_dropped_residual_branches_leave_the_residual(make_model, tokens):
+    model = make_model(hidden_dropout=0.1)
+    inputs, _ = tokens(1, 5)
+    for layer in model.layers.values():
+        layer.attention_dropout.op = layer.mlp_dropout.op = lambda x, *_: 0 * x
+    model.embed_dropout.op = lambda x, *_: 2 * x
+    del model.norm, model.head
+    context = Context(random=RandomKey(0, 0, torch.tensor([0])))
+    assert torch.equal(model(inputs, context), 2 * model.embed(inputs))
 
 
 def test_a_model_cut_to_half_its_heads_computes_half_the_sum(make_model):

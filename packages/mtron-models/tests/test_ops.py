@@ -44,6 +44,12 @@ def test_rms_norm_gradient_also_at_zero():
     torch.testing.assert_close(zero.grad[0], weight.detach() * 100)
 
 
+def test_rms_norm_rounds_once():
+    x = torch.randn(64, 33).bfloat16()
+    exact = F.rms_norm(x.double(), (33,), eps=1e-6)
+    assert torch.equal(ops.rms_norm(x, torch.ones(33, dtype=x.dtype), 1e-6), exact.bfloat16())
+
+
 def test_rms_norm_keeps_large_16_bit_values_finite():
     x = torch.full((1, 8), 300.0, dtype=torch.float16)
     assert torch.equal(ops.rms_norm(x, torch.ones(8, dtype=x.dtype), 1e-6), torch.ones_like(x))
@@ -72,6 +78,12 @@ def test_rotary_table_of_fp64_is_exact_to_fp64(close):
     angles = torch.tensor([0.0, 5.0, 8191.0], dtype=torch.float64)[:, None] * frequencies
     expected = torch.stack((angles.cos(), -angles.sin(), angles.sin()), dim=1)
     assert (table[:, 0] - expected).abs().max() < 1e-11  # rounding of an angle of 8191
+
+
+def test_the_models_rotary_table_has_at_least_fp32(make_model):
+    rotary = make_model().rotary
+    for dtype, expected in ((torch.bfloat16, torch.float32), (torch.float64, torch.float64)):
+        assert rotary(torch.zeros(1, 3, 4, dtype=dtype), None).dtype == expected
 
 
 def test_rotary_keeps_lengths_and_depends_on_distance_only():
