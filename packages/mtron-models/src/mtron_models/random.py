@@ -112,7 +112,9 @@ def normal(key: Key, counter: Sequence[Word]) -> Tensor:
         counter: as of `words`.
 
     Returns:
-        `[..., 4]`, float64; the largest possible magnitude is 6.7.
+        `[..., 4]`, float64; the largest possible magnitude is 6.7. The words behind them are the
+        same everywhere; the logarithm and the cosine of another machine may differ in the last
+        bit, which rounding to fp32 hides almost always.
     """
     first, second = words(key, counter).to(torch.float64).unflatten(-1, (2, 2)).unbind(-1)
     radius = torch.sqrt(-2.0 * torch.log((first + 1.0) * 2.0**-32))
