@@ -57,5 +57,5 @@ def test_arrays_that_torch_cannot_share_are_copied():
 
 
 def test_tensors_without_a_counterpart_are_refused():
-    with pytest.raises(ValueError, match="tensor: cannot be stored, got .*[Ss]parse"):
+    with pytest.raises(ValueError, match=r"tensor: cannot be stored, got .*[Ss]parse"):
         from_torch(torch.ones(2).to_sparse())
