@@ -229,9 +229,42 @@ def test_blocks_that_do_not_fit_are_refused(tmp_path):
         attempt([LocalArray(half, (4, 3), (0, 0)), LocalArray(half, (5, 3), (2, 0))])
     with pytest.raises(ValueError, match=r"param/w: .*object"):
         attempt(LocalArray.whole(np.array([None])))
-    with pytest.raises(ValueError, match=r"metadata\.step"):
-        mtron_ckpt.save(tmp_path / "root", {}, Metadata(step=-1))
+    with pytest.raises(ValueError, match=r"param/w: not a numpy array, got .*from_torch"):
+        attempt(LocalArray(Foreign(), (3,), (0,)))
     assert list(tmp_path.iterdir()) == []
+
+
+class Foreign:
+    """Something with a dtype that is not numpy's, like a tensor."""
+
+    dtype = "torch.float32"
+    shape = (3,)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (Metadata(step=-1), r"metadata\.step: .* got -1"),
+        (Metadata(step=True), r"metadata\.step"),
+        (Metadata(step="7"), r"metadata\.step"),
+        (Metadata(step=1, config=[1]), r"metadata\.config: must be a dictionary, got list"),
+        (Metadata(step=1, assets={"a": "text"}), r"metadata\.assets\.a: .*bytes, got str"),
+        (Metadata(step=1, assets={"a": 5}), r"metadata\.assets\.a: .*bytes, got int"),
+    ],
+)
+def test_metadata_of_the_wrong_type_is_refused(tmp_path, metadata, message):
+    with pytest.raises(ValueError, match=message):
+        mtron_ckpt.save(tmp_path / "root", {}, metadata)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shapes_may_be_numpy_integers(tmp_path, same):
+    value = np.arange(6.0).reshape(2, 3)
+    shape, offset = tuple(np.array([2, 3])), tuple(np.array([0, 0]))
+    path = mtron_ckpt.save(
+        tmp_path, {"param/w": LocalArray(value, shape, offset)}, Metadata(step=0)
+    ).wait()
+    assert same(mtron_ckpt.open(path).read("param/w"), value)
 
 
 def test_a_step_that_exists_is_refused_before_anything_happens(tmp_path, save, values):

@@ -1,5 +1,6 @@
 """Writes a planned data file window by window, computing checksums while the bytes are hot."""
 
+import contextlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,5 +88,6 @@ class DataFileWriter:
         return FileRecord(path=name, size=plan.size, crc32=crc32(tail, self._crc32)), records
 
     def close(self) -> None:
-        """Close the file."""
-        os.close(self._file)
+        """Close the file; what it holds is durable already or will be deleted."""
+        with contextlib.suppress(OSError):
+            os.close(self._file)

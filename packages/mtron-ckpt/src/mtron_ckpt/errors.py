@@ -8,7 +8,7 @@ class Damage:
     """One damaged place in a checkpoint.
 
     Attributes:
-        file: the damaged file, relative to the directory that was opened or verified.
+        file: path of the damaged file.
         start: first byte of the range that fails its checksum.
         stop: one past its last byte.
         problem: what was found there.

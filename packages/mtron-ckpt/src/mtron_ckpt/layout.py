@@ -27,7 +27,6 @@ LARGE_BYTES = 1 << 20
 PAGE_BYTES = 4096
 SMALL_ALIGNMENT = 64
 
-
 Blocks = Sequence[tuple[Box, ArraySource]]
 """The rectangles that the values of an array come from."""
 
@@ -102,21 +101,31 @@ def plan_array(name: str, value: LocalArray | Sequence[LocalArray]) -> tuple[Arr
     locals_ = [value] if isinstance(value, LocalArray) else list(value)
     if not locals_:
         raise ValueError(f"{name}: no block was given; give the blocks that make up the array")
-    shape = tuple(locals_[0].global_shape)
+    shape = _integers(locals_[0].global_shape)
     dtype = locals_[0].data.dtype
+    if not isinstance(dtype, np.dtype):
+        raise ValueError(
+            f"{name}: not a numpy array, got {type(locals_[0].data).__name__}; "
+            "convert tensors with mtron_ckpt.torch_io.from_torch"
+        )
     for local in locals_:
-        if tuple(local.global_shape) != shape or local.data.dtype != dtype:
+        if _integers(local.global_shape) != shape or local.data.dtype != dtype:
             raise ValueError(
                 f"{name}: all blocks must agree on element type and global shape, got {dtype} "
                 f"{shape} and {local.data.dtype} {tuple(local.global_shape)}"
             )
-    blocks = [(Box(tuple(x.offset), tuple(x.data.shape)), x.data) for x in locals_]
+    blocks = [(Box(_integers(x.offset), _integers(x.data.shape)), x.data) for x in locals_]
     if problem := find_gap(shape, [box for box, _ in blocks]):
         raise ValueError(
             f"{name}: {problem}, got an array of shape {shape}; give every element exactly once"
         )
     chunk_shape = plan_chunk_shape(shape, dtype.itemsize, CHUNK_BYTES)
     return ArrayPlan(name, dtype_name(dtype, name), shape, chunk_shape), blocks
+
+
+def _integers(values: Sequence[int]) -> Shape:
+    """Return plain integers: callers may have numpy's."""
+    return tuple(int(value) for value in values)
 
 
 def plan_file(arrays: tuple[ArrayPlan, ...]) -> FilePlan:
@@ -192,10 +201,10 @@ class WindowFiller:
 
     def _copy(self, chunk: Chunk, target: memoryview) -> None:
         array = chunk.array
-        values = np.frombuffer(target, dtype=np.uint8).view(stored_dtype(array.dtype))
-        values = values.reshape(array.chunk_shape)
+        content = np.frombuffer(target, dtype=np.uint8)
         if chunk.box.shape != array.chunk_shape:
-            values[...] = 0
+            content[...] = 0  # the buffer has held something else
+        values = content.view(stored_dtype(array.dtype)).reshape(array.chunk_shape)
         for box, source in self._blocks[array.name]:
             shared = intersect(box, chunk.box)
             if shared is not None:

@@ -1,6 +1,7 @@
 """Everything about a save that is known before the first byte is written."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,26 +56,45 @@ def plan_save(root: Path, arrays: Arrays, metadata: Metadata, replace: bool) -> 
     Raises:
         ValueError: naming the array, the file or the key that cannot be saved.
     """
-    if metadata.step < 0:
-        raise ValueError(f"metadata.step: must not be negative, got {metadata.step}; count from 0")
+    if isinstance(metadata.step, bool) or not isinstance(metadata.step, int) or metadata.step < 0:
+        raise ValueError(
+            f"metadata.step: must be a whole number from 0 on, got {metadata.step!r}; "
+            "count optimizer steps"
+        )
     data_name = WRITER_FILE.format(writer=0, number=0)
-    files = {TENSORSTORE_FILE: tensorstore_document(data_name)}
+    planned = [plan_array(name, value) for name, value in arrays.items()]
+    return SavePlan(
+        root=root,
+        step=metadata.step,
+        replace=replace,
+        config=_plain_dict(metadata.config, "metadata.config"),
+        layout=_plain_dict(metadata.layout, "metadata.layout"),
+        files={TENSORSTORE_FILE: tensorstore_document(data_name), **_small_files(metadata)},
+        data_name=data_name,
+        data=plan_file(tuple(array for array, _ in planned)),
+        blocks={array.name: blocks for array, blocks in planned},
+    )
+
+
+def _plain_dict(value: Mapping[str, Any], path: str) -> dict[str, Any]:
+    plain = plain_json(value, path)
+    if not isinstance(plain, dict):
+        raise ValueError(f"{path}: must be a dictionary, got {type(value).__name__}")
+    return plain
+
+
+def _small_files(metadata: Metadata) -> dict[str, bytes]:
+    """Return state and assets as files."""
+    files: dict[str, bytes] = {}
     for name, value in metadata.state.items():
         check_segment(f"{name}.json", "metadata.state")
         plain = plain_json(value, f"metadata.state.{name}")
         files[f"{STATE_DIRECTORY}/{name}.json"] = json.dumps(plain, allow_nan=False).encode()
     for name, content in metadata.assets.items():
         check_segment(name, "metadata.assets")
+        if not isinstance(content, bytes | bytearray | memoryview):
+            raise ValueError(
+                f"metadata.assets.{name}: must be the file's bytes, got {type(content).__name__}"
+            )
         files[f"{ASSETS_DIRECTORY}/{name}"] = bytes(content)
-    planned = [plan_array(name, value) for name, value in arrays.items()]
-    return SavePlan(
-        root=root,
-        step=metadata.step,
-        replace=replace,
-        config=plain_json(metadata.config, "metadata.config"),
-        layout=plain_json(metadata.layout, "metadata.layout"),
-        files=files,
-        data_name=data_name,
-        data=plan_file(tuple(array for array, _ in planned)),
-        blocks={array.name: blocks for array, blocks in planned},
-    )
+    return files

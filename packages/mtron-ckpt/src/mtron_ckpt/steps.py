@@ -1,5 +1,6 @@
 """The directories of steps in a root: their names, which are committed, and the commit itself."""
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -113,7 +114,7 @@ class TemporaryStep:
             remove_tree(self.path)
         except OSError as error:
             _log.warning("%s: could not be deleted: %s", self.path, error)
-        finally:
+        with contextlib.suppress(OSError):
             os.close(self._owner)
 
 

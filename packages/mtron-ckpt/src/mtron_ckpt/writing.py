@@ -156,9 +156,8 @@ class _Save:
             outcome.__cause__ = error
         except BaseException as error:
             outcome = error
-        finally:
-            self._data.close()
-            self._directory.close()
+        self._data.close()
+        self._directory.close()
         if isinstance(outcome, BaseException):
             self.future.set_exception(outcome)
         elif outcome is not None:
