@@ -1,6 +1,7 @@
 """Readers written by others, and one written from docs/checkpoint-format.md alone."""
 
 import json
+import shutil
 import struct
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import mtron_ckpt
+from mtron_ckpt import LocalArray, Metadata, StagingPool
 from mtron_ckpt.dtypes import DTYPES, ML_DTYPES
 
 DATA = "data/writer-0000-000.zip"
@@ -116,6 +118,33 @@ def test_tensorstore_opens_by_the_stored_spec(path, everything, same, monkeypatc
         array = tensorstore.open(spec, open=True).result()
         assert array.domain.shape == value.shape
         assert same(array.read().result(), value)
+
+
+@pytest.mark.slow
+def test_a_data_file_beyond_4_gib(tmp_path, monkeypatch):
+    """Positions that only ZIP64 can hold, for all readers; needs 5 GB of disk for a while."""
+    zarr, tensorstore = pytest.importorskip("zarr"), pytest.importorskip("tensorstore")
+    row = np.arange(1 << 20, dtype=np.float32)
+    last = np.arange(1000.0)
+    arrays = {
+        f"param/{n}": LocalArray.whole(np.broadcast_to(row + n, (300, len(row)))) for n in range(4)
+    } | {"param/last": LocalArray.whole(last)}
+    pool = StagingPool(limit_bytes=128 << 20)
+    path = mtron_ckpt.save(tmp_path, arrays, Metadata(step=1), pool=pool).wait()
+    assert (path / DATA).stat().st_size > 2**32
+    checkpoint = mtron_ckpt.open(path)
+    assert np.array_equal(checkpoint.read("param/last"), last)
+    assert np.array_equal(checkpoint.read("param/3", (slice(299, 300),))[0], row + 3)
+    with zarr.storage.ZipStore(path / DATA, mode="r") as store:
+        group = zarr.open_group(store, mode="r")
+        assert np.array_equal(group["param/last"][...], last)
+        assert np.array_equal(group["param/3"][299], row + 3)
+    monkeypatch.chdir(path)
+    spec = json.loads(Path("tensorstore.json").read_text())
+    spec["kvstore"]["path"] = "param/3/"
+    assert np.array_equal(tensorstore.open(spec, open=True).result()[299].read().result(), row + 3)
+    assert mtron_ckpt.verify(path).ok
+    shutil.rmtree(path)
 
 
 def crc32c(data: bytes) -> int:
