@@ -5,9 +5,12 @@ import torch
 from torch import nn
 
 from mtron_optim import KernelConfig, OptimConfig, accelerate, build_optimizer, shards_of
+from mtron_optim.kernels.products import onednn_is_available
 
 PLAIN = KernelConfig(matmul="torch", keep_memory=False)
-COMPILED = KernelConfig(compile=True, keep_memory=False)
+COMPILED = KernelConfig(
+    compile=True, matmul="onednn" if onednn_is_available() else "torch", keep_memory=False
+)
 SHAPE = (4, 64)
 
 

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 
 from mtron_optim.kernels.products import onednn_is_available, onednn_is_faster, onednn_product
 
+# Smaller weights gain nothing: what the call costs in Python outweighs the faster product.
+_LEAST_ELEMENTS = 8192
+
 # An operator of its own, because the compiler would make both operands of torch's contiguous.
 _LIBRARY = torch.library.Library("mtron_optim", "FRAGMENT")
 _LIBRARY.define("linear(Tensor input, Tensor weight) -> Tensor")
@@ -66,7 +69,9 @@ def attach_onednn(model: nn.Module, choice: str) -> int:
         if type(module) is not nn.Linear or choice == "torch":
             continue
         device, dtype = module.weight.device, module.weight.dtype
-        if choice == "auto" and not onednn_is_faster(device, dtype):
+        if choice == "auto" and not (
+            onednn_is_faster(device, dtype) and module.weight.numel() >= _LEAST_ELEMENTS
+        ):
             continue
         if device.type != "cpu" or dtype != torch.float32 or not onednn_is_available():
             raise ValueError(
