@@ -14,10 +14,15 @@ from mtron_ckpt import verify
 COMMAND = [sys.executable, "-c", "from mtron_train.cli import main; main()", "pretrain"]
 
 
-def start(file, *overrides):
+def start(file):
     return subprocess.Popen(
-        [*COMMAND, str(file), *overrides], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        [*COMMAND, str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
+
+
+def finish(file):
+    result = subprocess.run([*COMMAND, str(file)], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
 
 
 def content(root):
@@ -45,7 +50,7 @@ def kill_at_random(file, root, rng, during_save):
     else:
         time.sleep(rng.uniform(0.0, 0.4))
     process.kill()
-    process.communicate()
+    process.wait()
     return saving(root)
 
 
@@ -57,7 +62,8 @@ def kill_many_times(file, root, times, during_save, seed):
         committed = sorted(root.glob("step-????????"))
         for path in committed:
             assert verify(path).ok, path
-        assert open_checkpoint(root).path == committed[-1]
+        if committed:
+            assert open_checkpoint(root).path == committed[-1]
     return cut
 
 
@@ -74,12 +80,10 @@ def test_killed_runs_end_with_the_same_bits(tiny_run, tmp_path, times, during_sa
             "every_steps = 10", "every_steps = 5"
         )
         Path(f"{directory}.toml").write_text(text)
-    assert start(f"{straight}.toml").wait() == 0
+    finish(f"{straight}.toml")
     cut = kill_many_times(f"{killed}.toml", killed / "checkpoints", times, during_save, seed=times)
     assert cut >= during_save // 2 + 1
-    process = start(f"{killed}.toml")
-    _, stderr = process.communicate()
-    assert process.returncode == 0, stderr
+    finish(f"{killed}.toml")
     expected, found = content(straight / "checkpoints"), content(killed / "checkpoints")
     assert found[0] == expected[0] == steps
     assert [n for n in expected[1] if expected[1][n] != found[1][n]] == []
