@@ -111,8 +111,15 @@ def _errors(debug: bool) -> Iterator[None]:
     except (ValueError, OSError, FloatingPointError) as error:
         if debug:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {_describe(error)}", file=sys.stderr)
         raise typer.Exit(1) from None
+
+
+def _describe(error: Exception) -> str:
+    """Return what went wrong without the error number that an OSError's text begins with."""
+    if not isinstance(error, OSError) or error.strerror is None:
+        return str(error)
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 def main() -> None:
