@@ -73,7 +73,7 @@ def report(shape: Shape, results: dict[str, Result], peak: Peak, console: Consol
         f"\n[bold]{shape.name}[/]: {num_parameters(config) / 1e6:.1f}M parameters, {shape}"
     )
     table = Table()
-    for header in ("", "tokens/s", "ms/step", "times", "% of best", "% of mm", "warm-up s", "loss"):
+    for header in ("", "tokens/s", "ms/step", "x HF", "% of best", "% of mm", "warm-up s", "loss"):
         table.add_column(header, justify="left" if not header else "right")
     rows = []
     for name, result in results.items():
@@ -136,6 +136,10 @@ def main() -> None:
     console = Console(width=110)
     console.print(f"Training on {describe(options.threads)}")
     peak = measure_peak(0.2 if options.quick else 2.0)
+    console.print(
+        "x HF: times as fast as eager transformers. % of best, % of mm: operations of the model as "
+        "a share of these rates:"
+    )
     console.print(
         f"float32 matrix products: {peak.best / 1e9:.0f} GFLOP/s at best, "
         f"{peak.torch / 1e9:.0f} by torch.mm. AdamW, gradients clipped, float32, "

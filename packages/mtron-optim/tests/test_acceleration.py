@@ -1,4 +1,7 @@
+import copy
 import logging
+import platform
+import sysconfig
 
 import pytest
 import torch
@@ -106,11 +109,29 @@ def test_a_model_without_the_seam(make_batch):
     accelerate(nn.Linear(2, 2), PLAIN)
 
 
-def test_a_machine_without_a_compiler(make_model, monkeypatch):
-    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("no-such-compiler",))
-    torch._inductor.cpp_builder._is_gcc.cache_clear()
-    with pytest.raises(ValueError, match=r"kernels\.compile: needs a C\+\+ compiler"):
+def test_a_machine_without_a_compiler(make_model):
+    missing = torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)})
+    with missing, pytest.raises(ValueError, match=r"kernels\.compile: needs a C\+\+ compiler"):
         accelerate(make_model(), COMPILED)
+
+
+def test_a_machine_without_pythons_headers(make_model, monkeypatch, tmp_path):
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    monkeypatch.setattr(platform, "system", lambda: "Linux")
+    with pytest.raises(ValueError, match=r"kernels\.compile: needs Python's headers"):
+        accelerate(make_model(), COMPILED)
+
+
+def test_a_copy_is_a_model_of_its_own(compiled, make_batch):
+    twin = copy.deepcopy(compiled)
+    step(twin, make_batch(shape=SHAPE))
+    assert all(parameter.grad is None for parameter in compiled.parameters())
+
+
+def test_twice_is_once(compiled, make_batch):
+    method = compiled.train_loss
+    accelerate(compiled, COMPILED)
+    assert compiled.train_loss is method
 
 
 def test_the_choices_are_logged_once(make_model, caplog):

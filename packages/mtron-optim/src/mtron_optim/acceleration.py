@@ -1,8 +1,12 @@
 """Make the training path of a model faster without changing the model."""
 
+import copy
 import logging
+import platform
+import sysconfig
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,8 +18,6 @@ from mtron_optim.kernels.linear import attach_onednn
 from mtron_optim.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
-
-TrainLoss = Callable[..., Tensor]
 
 
 class TrainableModel(Protocol):
@@ -68,19 +70,28 @@ def _compile_train_loss(model: nn.Module) -> None:
             f"kernels.compile: {type(model).__name__} has no method train_loss to compile; "
             "use kernels.compile = false"
         )
+    if isinstance(plain, _CompiledTrainLoss):
+        return
     _check_compiler(next(model.parameters()).device)
     attach_deterministic_embedding(model)
-    # Anything but one whole graph, such as a falling back to the plain form, shall be an error.
-    compiled = torch.compile(plain, fullgraph=True, dynamic=False)
-    cast(Any, model).train_loss = _choose(plain, compiled)
+    cast(Any, model).train_loss = _CompiledTrainLoss(plain)
 
 
-def _choose(plain: TrainLoss, compiled: TrainLoss) -> TrainLoss:
-    def train_loss(inputs: Tensor, labels: Tensor, weights: Tensor, *context: Any) -> Tensor:
-        run = compiled if torch.is_grad_enabled() else plain
+class _CompiledTrainLoss:
+    """Stands in for a bound method `train_loss`."""
+
+    def __init__(self, plain: Callable[..., Tensor]) -> None:
+        self.plain = plain
+        # Anything but one whole graph, such as falling back to the plain form, is an error.
+        self.compiled = torch.compile(plain, fullgraph=True, dynamic=False)
+
+    def __call__(self, inputs: Tensor, labels: Tensor, weights: Tensor, *context: Any) -> Tensor:
+        run = self.compiled if torch.is_grad_enabled() else self.plain
         return run(inputs, labels, weights, *context)
 
-    return train_loss
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_CompiledTrainLoss":
+        # What is compiled belongs to the model that it was made from.
+        return _CompiledTrainLoss(copy.deepcopy(self.plain, memo))
 
 
 def _check_compiler(device: torch.device) -> None:
@@ -100,3 +111,9 @@ def _check_compiler(device: torch.device) -> None:
             "kernels.compile: needs a C++ compiler, and there is no g++ or clang++ in PATH; "
             "install one, or use kernels.compile = false"
         ) from None
+    headers = Path(sysconfig.get_path("include"))
+    if platform.system() == "Linux" and not (headers / "Python.h").exists():
+        raise ValueError(
+            f"kernels.compile: needs Python's headers, and {headers} has no Python.h; install "
+            "them (on Debian and Ubuntu the package python3-dev), or use kernels.compile = false"
+        )
