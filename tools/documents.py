@@ -10,6 +10,7 @@ from repository import ROOT, list_files
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<ticks>```+)(?P<info>[^`]*)$")
 ASSIGNMENT = re.compile(r"^[A-Z_]+=")
+COMMAND = re.compile(r"(?:pip|make|python3?|mtron-(?:ckpt|data|eval|infer|train)|\.venv/bin/\w+) ")
 SHELLS = ("sh", "bash", "shell", "console")
 
 
@@ -68,6 +69,11 @@ def read_commands(block: Block) -> Iterator[list[str]]:
             if words:
                 yield words
             words = []
+
+
+def is_shell(block: Block) -> bool:
+    """Whether a block holds shell commands: by its label or, without one, by how it begins."""
+    return block.info in SHELLS or (not block.info and bool(COMMAND.match(block.code)))
 
 
 def split(line: str) -> list[str]:

@@ -68,7 +68,7 @@ def announce(venv: str) -> None:
     if sys.platform == "linux":
         print(
             "Where pip gets torch's CUDA build, the default on Linux, it is several gigabytes\n"
-            "instead; CONTRIBUTING.md says how to get the CPU build."
+            "instead; README.md says how to get the CPU build."
         )
     sys.stdout.flush()
 
@@ -79,7 +79,7 @@ def main() -> None:
     problem = find_problem(venv)
     if problem:
         sys.exit(problem)
-    if version_of(venv) is None:
+    if not Path(venv, "installed-runtime").exists():
         announce(venv)
 
 

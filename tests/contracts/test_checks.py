@@ -67,7 +67,7 @@ def test_only_public_names_across_packages(source, wrong):
         ("# TO~DO later", "unfinished"),
         ("cd /wor~k/here", "one machine"),
         ('Path("/tm~p/x")', "one machine"),
-        ("pip install --index~-url x", "package index"),
+        ("pip install --extra~-index-url x", "package index"),
         ("https://py~pi.org/simple", "package index"),
         ("the todo of a name, ./work/x, $HOME/x, https://example.org/tmp/x", None),
     ],

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from documents import SHELLS, list_documents, read_blocks, read_commands
+from documents import SHELLS, is_shell, list_documents, read_blocks, read_commands
 from repository import ROOT
 
 DOCUMENTS = [str(path) for path in list_documents()]
-KNOWN_LANGUAGES = {"python", "python no-run", *SHELLS, "toml", "json", "text"}
+KNOWN_LANGUAGES = {"", "python", "python no-run", *SHELLS, "toml", "json", "text"}
 COMMANDS = sorted(Path(sys.executable).parent.glob("mtron-*"))
 
 
@@ -34,7 +34,9 @@ def test_python_blocks_run(document, tmp_path, monkeypatch):
 def test_blocks_are_labelled(document):
     for block in read_blocks(Path(document)):
         where = f"{document}:{block.line}"
-        assert block.info in KNOWN_LANGUAGES, f"{where}: label {block.info!r}; use text for output"
+        assert block.info in KNOWN_LANGUAGES, f"{where}: label {block.info!r}"
+        unlabelled_python = not block.info and block.code.startswith(("import ", "from "))
+        assert not unlabelled_python, f"{where}: label it python, so that it is run"
         if block.info == "python no-run":
             assert block.code.startswith("# Not run: "), f"{where}: begin with `# Not run: why`"
 
@@ -44,7 +46,7 @@ def test_shell_commands_exist(document):
     problems = [
         f"{document}:{block.line}: {' '.join(words)}: {problem}"
         for block in read_blocks(Path(document))
-        if block.info in SHELLS
+        if is_shell(block)
         for words in read_commands(block)
         for problem in find_problems(words)
     ]
