@@ -1,12 +1,14 @@
 """`make pretrain`: from the standard library's sources to a model, its score and a sample.
 
 Each stage is a command that is printed before it runs, so that the output is also a recipe. Run it
-again and finished stages are skipped, an unfinished training resumes.
+again and finished stages say so, an unfinished training resumes. Arguments such as run.steps=100
+replace values of pretrain.toml.
 """
 
 import gzip
 import json
 import lzma
+import os
 import shlex
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-EXAMPLES = Path(__file__).parent
+EXAMPLES = Path(os.path.relpath(Path(__file__).parent))
 CORPUS = Path("runs/corpus")
 RUN = Path("runs/pretrain")
 EVALUATION = RUN / "evaluation"
@@ -24,12 +26,12 @@ PROMPT_LINES = 12
 INTERRUPTED = 130
 
 
-def main() -> int:
-    """Run all stages and return the exit code."""
+def main(overrides: Sequence[str]) -> int:
+    """Run all stages, with `overrides` of the run's file, and return the exit code."""
     started = time.monotonic()
     try:
         prepare_data()
-        run("mtron-train", "pretrain", EXAMPLES / "pretrain.toml")
+        run("mtron-train", "pretrain", EXAMPLES / "pretrain.toml", *overrides)
         evaluate()
         show_scores()
         show_sample()
@@ -123,7 +125,7 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
 
 def program(name: object) -> str:
     """Return the path of a program of this environment."""
-    path = Path(sys.executable).with_name(str(name))
+    path = Path(sys.executable).parent / str(name)
     return str(path) if path.exists() else str(name)
 
 
@@ -140,4 +142,4 @@ def run(*command: object) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))
