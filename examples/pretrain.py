@@ -22,7 +22,7 @@ CORPUS = Path("runs/corpus")
 RUN = Path("runs/pretrain")
 EVALUATION = RUN / "evaluation"
 VOCAB_SIZE = 4096
-PROMPT_LINES = 12
+PROMPT_END, PROMPT_CHARACTERS = "(self", 350
 INTERRUPTED = 130
 
 
@@ -95,12 +95,12 @@ def compressed_bits(data: bytes) -> tuple[int, int]:
 
 
 def show_sample() -> None:
-    """Print how the model continues the beginning of a held-out file."""
-    document = read_jsonl(CORPUS / "text" / "heldout.jsonl")[0]
-    prompt = "\n".join(document["text"].splitlines()[:PROMPT_LINES]) + "\n"
+    """Print how the model goes on in the middle of a held-out file."""
+    document = max(read_jsonl(CORPUS / "text" / "heldout.jsonl"), key=lambda d: len(d["text"]))
+    prompt = excerpt(document["text"])
     command = (
         *("mtron-infer", "generate", RUN / "checkpoints", "--prompt-file", "-"),
-        *("--max-tokens", "128", "--temperature", "0.7", "--seed", "1"),
+        *("--max-tokens", "110", "--temperature", "0.5", "--seed", "1"),
     )
     show(command)
     finished = subprocess.run(
@@ -109,8 +109,15 @@ def show_sample() -> None:
         stdout=subprocess.PIPE,
         check=True,
     )
-    print(f"\nthe beginning of {document['path']}:\n{indent(prompt)}")
-    print(f"\nthe model goes on (it has never seen this file):\n{indent(finished.stdout.decode())}")
+    print(f"\nfrom {document['path']}, which the model has never seen:\n{indent(prompt)}")
+    print(f"\nand the model goes on after the last character:\n{indent(finished.stdout.decode())}")
+
+
+def excerpt(text: str) -> str:
+    """Return some lines from the middle of a source file, up to a method's first parameter."""
+    found = text.find(PROMPT_END, len(text) // 2)
+    end = len(text) // 2 if found < 0 else found + len(PROMPT_END)
+    return text[text.rfind("\n", 0, max(0, end - PROMPT_CHARACTERS)) + 1 : end]
 
 
 def indent(text: str) -> str:

@@ -17,5 +17,5 @@ def test_every_stage_runs_and_the_second_time_says_so(tmp_path):
         assert result.returncode == 0, result.stderr
         assert expected in result.stdout
         assert "all of them" in result.stdout
-        assert "the model goes on" in result.stdout
+        assert "the model goes on after" in result.stdout
     assert (tmp_path / "runs" / "pretrain" / "curves.png").exists()
