@@ -1,6 +1,22 @@
-"""Lets one run take an even share of the selected tests: CI runs a sixth of the slow ones."""
+"""What the tests of all packages share: the pool of ranks, and even shares of the tests."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from mtron_parallel import WorkerPool
+
+
+@pytest.fixture(scope="session")
+def workers() -> "Iterator[WorkerPool]":
+    """A pool of gloo processes: `workers.run(function, world_size, ...)` gives results by rank."""
+    from mtron_parallel import WorkerPool  # brings torch, which not every package's tests need
+
+    # The optimizers of torch import dynamo, which takes a second in every process.
+    with WorkerPool(preload=["pytest", "torch._dynamo"]) as pool:
+        yield pool
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

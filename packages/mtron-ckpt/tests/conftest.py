@@ -1,5 +1,7 @@
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -64,3 +66,27 @@ def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layout, "CHUNK_BYTES", 4096)
     monkeypatch.setattr(layout, "WINDOW_BYTES", 10_000)
     monkeypatch.setattr(layout, "LARGE_BYTES", 1024)
+
+
+@pytest.fixture
+def together() -> Callable[..., list[Any]]:
+    """Run a function for each rank at once; return its results and exceptions, by rank."""
+
+    def call(function: Callable[[int], Any], count: int = 4, seconds: float = 60) -> list[Any]:
+        outcomes: list[Any] = [None] * count
+
+        def run(rank: int) -> None:
+            try:
+                outcomes[rank] = function(rank)
+            except BaseException as error:
+                outcomes[rank] = error
+
+        threads = [threading.Thread(target=run, args=(rank,)) for rank in range(count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(seconds)
+            assert not thread.is_alive(), "a writer hangs"
+        return outcomes
+
+    return call

@@ -9,7 +9,6 @@ import pytest
 
 import mtron_ckpt
 from mtron_ckpt import CorruptCheckpoint
-from mtron_ckpt.step_files import chunk_bytes
 
 NUM_RANDOM = 300
 DATA = "data/writer-0000-000.zip"
@@ -102,9 +101,9 @@ def test_every_byte_of_zip_records_counts(path, values, same):
     inside = np.zeros(len(original), bool)
     checkpoint = mtron_ckpt.open(path)
     for name in checkpoint.names():
-        array = checkpoint.record(name)
-        for _, position, _ in array.chunks:
-            inside[position : position + chunk_bytes(array)] = True
+        (piece,) = checkpoint.record(name).parts
+        for _, position, _ in piece.chunks:
+            inside[position : position + piece.chunk_bytes] = True
     outside = [int(position) for position in np.flatnonzero(~inside)]
     assert len(outside) > 4000
     rng = random.Random(0)
@@ -180,7 +179,7 @@ def test_a_file_that_does_not_belong_is_named(path):
 def test_damage_names_array_rows_file_and_bytes(path, values):
     record = mtron_ckpt.open(path).record("param/embed.weight")
     _, position, _ = record.chunks[2]
-    size = chunk_bytes(record)
+    size = record.parts[0].chunk_bytes
     rows = record.chunk_shape[0]
     content = bytearray((path / DATA).read_bytes())
     content[position + 17] ^= 4

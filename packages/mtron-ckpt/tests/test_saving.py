@@ -10,7 +10,7 @@ import pytest
 import mtron_ckpt
 from mtron_ckpt import IncompleteCheckpoint, LocalArray, Metadata, StagingPool, data_file
 from mtron_ckpt.dtypes import DTYPES
-from mtron_ckpt.plan import plan_save
+from mtron_ckpt.plan import Request, plan_save
 from mtron_ckpt.staging import BUFFER_BYTES
 from mtron_ckpt.storage import write_at
 
@@ -96,7 +96,7 @@ def test_equal_saves_have_equal_bytes(tmp_path, save, values):
 def test_the_plan_asks_for_enough_space_but_not_much_more(tmp_path, save, values, small_chunks):
     path = save(tmp_path, values(0))
     arrays = {name: LocalArray.whole(value) for name, value in values(0).items()}
-    needed = plan_save(tmp_path, arrays, Metadata(step=1), False).needed_bytes
+    needed = plan_save(Request(tmp_path, arrays, Metadata(step=1), False)).needed_bytes
     used = sum(map(len, files_of(path).values()))
     assert used <= needed + 1000 <= 2 * used
 

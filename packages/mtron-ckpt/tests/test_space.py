@@ -97,7 +97,7 @@ def test_no_space_for_the_last_small_files(root, values, same, monkeypatch):
     def full(*_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mtron_ckpt.writing.write_file", full)
+    monkeypatch.setattr("mtron_ckpt.committing.write_file", full)
     manager = CheckpointManager(root)
     manager.save({}, Metadata(step=2))
     with pytest.raises(OSError, match="no space"):

@@ -3,7 +3,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mtron_data import GPTDataset, Loader
@@ -59,13 +59,39 @@ def test_resumes_across_epochs_with_the_same_bits(stream):
     assert all(same(a, b) for a, b in zip(whole, head + tail, strict=True))
 
 
-def test_several_ranks_take_the_same_samples_as_one(stream):
-    """The rule that the data-parallel loader will follow, whatever the number of ranks."""
+@pytest.mark.parametrize("prefetch", [0, 3])
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4])
+def test_several_ranks_take_the_samples_of_one_in_its_order(stream, ranks, prefetch):
     one = np.concatenate([batch["sample_ids"] for batch in take(Loader(stream, 2), 12)])
-    for ranks in (2, 3):
-        batches = [take(Loader(stream, 2, cursor=2 * rank), 12)[::ranks] for rank in range(ranks)]
-        order = [batch["sample_ids"] for step in zip(*batches, strict=True) for batch in step]
-        assert np.array_equal(np.concatenate(order)[: len(one)], one)
+    loaders = [
+        Loader(stream, 2, prefetch=prefetch, dp_rank=rank, dp_size=ranks) for rank in range(ranks)
+    ]
+    rounds = zip(*(take(loader, 12 // ranks) for loader in loaders), strict=True)
+    order = [batch["sample_ids"] for batches in rounds for batch in batches]
+    assert np.array_equal(np.concatenate(order), one)
+    assert all(loader.state() == loaders[0].state() for loader in loaders)
+    assert loaders[0].cursor == 24
+    (after,) = take(Loader(stream, 2, state=loaders[-1].state()), 1)
+    assert after["sample_ids"].tolist() == [24, 25]
+
+
+def test_a_rank_reads_its_own_samples_only(stream, monkeypatch):
+    read = []
+    batch = stream.batch
+    monkeypatch.setattr(stream, "batch", lambda indices: read.extend(indices) or batch(indices))
+    take(Loader(stream, 2, prefetch=0, dp_rank=1, dp_size=3), 3)
+    assert read == [2, 3, 8, 9, 14, 15]
+
+
+@settings(max_examples=20)
+@given(ranks=st.integers(1, 5), size=st.integers(1, 9), prefetch=st.integers(0, 2))
+def test_ranks_share_a_finite_dataset_to_its_end(sequential, ranks, size, prefetch):
+    seen = []
+    for rank in range(ranks):
+        with Loader(sequential, size, prefetch=prefetch, dp_rank=rank, dp_size=ranks) as loader:
+            seen += [batch["sample_ids"] for batch in loader]
+            assert loader.cursor == len(sequential)
+    assert sorted(np.concatenate(seen)) == list(range(len(sequential)))
 
 
 @pytest.mark.parametrize("prefetch", [0, 3])
@@ -130,6 +156,8 @@ def test_wrong_arguments(stream, sequential):
         ({"micro_batch_size": 0}, "micro_batch_size: must be at least 1, got 0"),
         ({"cursor": -1}, "cursor: must be at least 0, got -1"),
         ({"prefetch": -1}, "prefetch: must be at least 0"),
+        ({"dp_size": 0}, "dp_size: must be at least 1, got 0"),
+        ({"dp_rank": 2, "dp_size": 2}, "dp_rank: must be less than dp_size = 2, got 2"),
         ({"cursor": 3, "state": Loader(stream, 2).state()}, "cursor: is part of the state"),
     ):
         with pytest.raises(ValueError, match=message):

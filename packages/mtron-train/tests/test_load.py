@@ -65,7 +65,7 @@ def violations(**changes):
 def test_defaults_are_filled_and_the_schedule_knows_its_length():
     config = config_from_mapping(LEGAL)
     assert config.schedule.total_steps == 100
-    assert config.data.num_microbatches == 1
+    assert config.num_microbatches == 1
     assert config.checkpoint.keep_last == 2
 
 
@@ -160,3 +160,67 @@ def test_an_unreadable_file_is_named(tmp_path):
     broken.write_text("[run\n")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_config(broken)
+
+
+@pytest.mark.parametrize(
+    ("parallel", "world_size", "changes", "message"),
+    [
+        (
+            {"tp": 2},
+            1,
+            {},
+            "parallel.tp: 2 is more than the world size 1; use 1, or start 2 ranks (--nproc)",
+        ),
+        (
+            {"tp": 4},
+            4,
+            {},
+            "parallel.tp: 4 is more than num_attention_heads = 2; use 1 or 2",
+        ),
+        (
+            {},
+            3,
+            {},
+            "data.global_batch_size: 8 samples cannot be shared by 3 data-parallel ranks; use 6 or "
+            "9, or 1, 2, 4 or 8 such ranks",
+        ),
+        (
+            {"dp": 2},
+            2,
+            {"data__micro_batch_size": 3},
+            "data.micro_batch_size: 3 does not divide data.global_batch_size = 8 / 2 data-parallel "
+            "ranks = 4; use 1, 2 or 4",
+        ),
+        (
+            {"tp": 2, "zero": 1},
+            4,
+            {"optim__kind": "muon"},
+            'optim.kind: "muon" needs whole matrices, but parallel.tp and parallel.zero divide '
+            'them; use "adamw", or parallel.tp = 1 with parallel.zero = 0',
+        ),
+        (
+            {"zerro": 1},
+            2,
+            {},
+            "parallel.zerro: there is no such key; did you mean zero?",
+        ),
+    ],
+)
+def test_a_layout_that_cannot_be_is_refused(parallel, world_size, changes, message):
+    with pytest.raises(ConfigError) as caught:
+        config_from_mapping({**changed(**changes), "parallel": parallel}, world_size=world_size)
+    assert message in caught.value.violations
+
+
+def test_the_layout_is_filled_in():
+    data = {**LEGAL, "parallel": {"tp": 2, "zero": 1}}
+    config = config_from_mapping(data, world_size=8)
+    assert config.parallel.dp == 4
+    assert (config.micro_batch_size, config.num_microbatches) == (2, 1)
+    data["data"] = {**data["data"], "micro_batch_size": 1}
+    assert config_from_mapping(data, world_size=8).num_microbatches == 2
+
+
+def test_muon_may_share_a_batch():
+    data = {**changed(optim__kind="muon"), "parallel": {"zero": 0}}
+    assert config_from_mapping(data, world_size=2).parallel.dp == 2

@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from mtron_ckpt.arrays import LocalArray as LocalArray
     from mtron_ckpt.arrays import Metadata as Metadata
     from mtron_ckpt.conversion.api import convert as convert
+    from mtron_ckpt.conversion.report import ConvertReport as ConvertReport
     from mtron_ckpt.errors import CorruptCheckpoint as CorruptCheckpoint
     from mtron_ckpt.errors import Damage as Damage
     from mtron_ckpt.errors import IncompleteCheckpoint as IncompleteCheckpoint
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from mtron_ckpt.staging import StagingPool as StagingPool
     from mtron_ckpt.verifying import VerifyReport as VerifyReport
     from mtron_ckpt.verifying import verify as verify
+    from mtron_ckpt.writers import Writers as Writers
     from mtron_ckpt.writing import SaveHandle as SaveHandle
     from mtron_ckpt.zarr_dtypes import register_zarr_dtypes as register_zarr_dtypes
     from mtron_ckpt.zarr_view import zarr_store as zarr_store
@@ -26,6 +28,7 @@ _MODULES = {
     "ArrayInfo": "mtron_ckpt.arrays",
     "Checkpoint": "mtron_ckpt.reading",
     "CheckpointManager": "mtron_ckpt.manager",
+    "ConvertReport": "mtron_ckpt.conversion.report",
     "CorruptCheckpoint": "mtron_ckpt.errors",
     "Damage": "mtron_ckpt.errors",
     "IncompleteCheckpoint": "mtron_ckpt.errors",
@@ -34,6 +37,7 @@ _MODULES = {
     "SaveHandle": "mtron_ckpt.writing",
     "StagingPool": "mtron_ckpt.staging",
     "VerifyReport": "mtron_ckpt.verifying",
+    "Writers": "mtron_ckpt.writers",
     "convert": "mtron_ckpt.conversion.api",
     "open": "mtron_ckpt.reading",
     "register_zarr_dtypes": "mtron_ckpt.zarr_dtypes",
@@ -46,6 +50,7 @@ __all__ = [
     "ArrayInfo",
     "Checkpoint",
     "CheckpointManager",
+    "ConvertReport",
     "CorruptCheckpoint",
     "Damage",
     "IncompleteCheckpoint",
@@ -54,6 +59,7 @@ __all__ = [
     "SaveHandle",
     "StagingPool",
     "VerifyReport",
+    "Writers",
     "convert",
     "open",
     "register_zarr_dtypes",

@@ -1,7 +1,7 @@
 """Rectangles of index space: chunk grids, intersections, coverage. Pure functions."""
 
 from collections.abc import Iterator, Sequence
-from itertools import combinations, product
+from itertools import product
 from math import prod
 from typing import NamedTuple
 
@@ -23,6 +23,10 @@ class Box(NamedTuple):
     def volume(self) -> int:
         """Number of elements."""
         return prod(self.shape)
+
+    def shifted(self, distance: Shape) -> "Box":
+        """Return this box moved upwards by `distance`."""
+        return Box(tuple(o + d for o, d in zip(self.offset, distance, strict=True)), self.shape)
 
     def within(self, outer: "Box") -> tuple[slice, ...]:
         """Slices that cut this box out of an array that holds `outer`."""
@@ -106,8 +110,30 @@ def chunks_touching(box: Box, shape: Shape, chunk_shape: Shape) -> Iterator[tupl
         yield number, chunk_at(index, shape, chunk_shape)
 
 
-def find_gap(shape: Shape, blocks: Sequence[Box]) -> str | None:
-    """Say why `blocks` are not a division of an array of this shape, or return None."""
+def whole_box(shape: Shape) -> Box:
+    """Return the box that is all of an array of this shape."""
+    return Box((0,) * len(shape), tuple(shape))
+
+
+def find_overlap(boxes: Sequence[Box]) -> tuple[int, int] | None:
+    """Return the positions of two boxes that share elements, the smaller first, or None."""
+    dims = range(len(boxes[0].offset)) if boxes else range(0)
+    dim = max(dims, key=lambda d: len({box.offset[d] for box in boxes}), default=None)
+    if dim is None:  # arrays without dims have one element
+        return (0, 1) if len(boxes) > 1 else None
+    reaching: list[int] = []  # boxes that may share elements with those still to come
+    for number in sorted(range(len(boxes)), key=lambda n: boxes[n].offset[dim]):
+        box = boxes[number]
+        reaching = [n for n in reaching if boxes[n].stop[dim] > box.offset[dim]]
+        for other in reaching:
+            if intersect(boxes[other], box) is not None:
+                return min(other, number), max(other, number)
+        reaching.append(number)
+    return None
+
+
+def find_misfit(shape: Shape, blocks: Sequence[Box]) -> str | None:
+    """Say why `blocks` cannot be parts of a division of an array of this shape, or return None."""
     for block in blocks:
         if len(block.offset) != len(shape) or len(block.shape) != len(shape):
             return f"a block has {len(block.shape)} dims and an offset of {len(block.offset)}"
@@ -115,9 +141,16 @@ def find_gap(shape: Shape, blocks: Sequence[Box]) -> str | None:
             e > s for e, s in zip(block.stop, shape, strict=True)
         ):
             return f"the block of shape {block.shape} at {block.offset} reaches outside"
-    for a, b in combinations(blocks, 2):
-        if intersect(a, b) is not None:
-            return f"the blocks at {a.offset} and {b.offset} overlap"
+    if pair := find_overlap(blocks):
+        a, b = (blocks[number].offset for number in pair)
+        return f"the blocks at {a} and {b} overlap"
+    return None
+
+
+def find_gap(shape: Shape, blocks: Sequence[Box]) -> str | None:
+    """Say why `blocks` are not a division of an array of this shape, or return None."""
+    if misfit := find_misfit(shape, blocks):
+        return misfit
     covered = sum(block.volume for block in blocks)
     if covered != prod(shape):
         return f"the blocks cover {covered} of {prod(shape)} elements"

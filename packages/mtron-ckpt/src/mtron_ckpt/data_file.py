@@ -8,8 +8,9 @@ from pathlib import Path
 from crc32c import crc32c
 from isal.isal_zlib import crc32, crc32_combine
 
+from mtron_ckpt.index import Written, WrittenPiece
 from mtron_ckpt.layout import Chunk, FilePlan, Member
-from mtron_ckpt.manifest import ArrayRecord, FileRecord
+from mtron_ckpt.manifest import FileRecord
 from mtron_ckpt.storage import write_at
 from mtron_ckpt.zarr_json import CHECKSUM_BYTES
 from mtron_ckpt.zip_format import central_header, end_records, local_header
@@ -30,7 +31,7 @@ class DataFileWriter:
         self._plan = plan
         self._crc32 = 0
         self._directory: list[bytes] = []
-        self._checksums: dict[str, list[tuple[int, int]]] = {a.name: [] for a in plan.arrays}
+        self._checksums: dict[str, list[tuple[int, int]]] = {p.key: [] for p in plan.pieces}
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
 
     def write(self, window: Sequence[Member], buffer: memoryview) -> None:
@@ -50,7 +51,7 @@ class DataFileWriter:
                 values = payload[:-CHECKSUM_BYTES]
                 checksum = crc32c(values)
                 payload[-CHECKSUM_BYTES:] = checksum.to_bytes(CHECKSUM_BYTES, "little")
-                self._checksums[member.content.array.name].append((member.payload, checksum))
+                self._checksums[member.content.piece.key].append((member.payload, checksum))
             digest = crc32(payload)
             header = local_header(member.name, digest, member.size, member.payload - member.header)
             buffer[member.header - start : member.payload - start] = header
@@ -59,15 +60,14 @@ class DataFileWriter:
             self._directory.append(entry)
         write_at(self._file, buffer, start)
 
-    def finish(self, name: str, file_number: int) -> tuple[FileRecord, tuple[ArrayRecord, ...]]:
+    def finish(self, name: str) -> Written:
         """Write the directory of the file and make the file durable.
 
         Args:
             name: path of the file within the checkpoint.
-            file_number: its position in the manifest's list of data files.
 
         Returns:
-            What the manifest and the index say about it.
+            What the manifest and the index will say about it.
         """
         plan = self._plan
         entries = b"".join(self._directory)
@@ -75,17 +75,19 @@ class DataFileWriter:
         assert plan.directory + len(tail) == plan.size
         write_at(self._file, memoryview(tail), plan.directory)
         os.fsync(self._file)
-        records = tuple(
-            ArrayRecord(
-                name=array.name,
-                dtype=array.dtype,
-                shape=array.shape,
-                chunk_shape=array.chunk_shape,
-                chunks=tuple((file_number, *chunk) for chunk in self._checksums[array.name]),
-            )
-            for array in plan.arrays
+        return Written(
+            file=FileRecord(path=name, size=plan.size, crc32=crc32(tail, self._crc32)),
+            pieces=tuple(
+                WrittenPiece(
+                    name=piece.array.name,
+                    offset=piece.box.offset,
+                    shape=piece.box.shape,
+                    chunk_shape=piece.chunk_shape,
+                    chunks=tuple(self._checksums[piece.key]),
+                )
+                for piece in plan.pieces
+            ),
         )
-        return FileRecord(path=name, size=plan.size, crc32=crc32(tail, self._crc32)), records
 
     def close(self) -> None:
         """Close the file; what it holds is durable already or will be deleted."""

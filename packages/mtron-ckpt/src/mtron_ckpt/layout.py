@@ -7,15 +7,30 @@ file is written window by window; a window is a run of whole members.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
 
 import numpy as np
 
-from mtron_ckpt.arrays import ArraySource, LocalArray
-from mtron_ckpt.boxes import Box, Shape, all_chunks, chunk_at, find_gap, intersect, plan_chunk_shape
-from mtron_ckpt.dtypes import dtype_name, stored_dtype
-from mtron_ckpt.names import check_array_name
-from mtron_ckpt.zarr_json import CHECKSUM_BYTES, array_document, chunk_key, group_document
+from mtron_ckpt.arrays import ArraySource
+from mtron_ckpt.boxes import (
+    Box,
+    Shape,
+    all_chunks,
+    chunk_at,
+    chunk_grid,
+    intersect,
+    plan_chunk_shape,
+)
+from mtron_ckpt.dtypes import stored_dtype
+from mtron_ckpt.local_arrays import ArrayForm, Blocks
+from mtron_ckpt.zarr_json import (
+    CHECKSUM_BYTES,
+    array_document,
+    chunk_key,
+    kind_document,
+    piece_key,
+    pieces_document,
+    root_document,
+)
 from mtron_ckpt.zip_format import central_header_bytes, end_records, payload_position
 
 CHUNK_BYTES = 16 << 20
@@ -26,31 +41,48 @@ LARGE_BYTES = 1 << 20
 """Chunks of at least this size begin on a page."""
 PAGE_BYTES = 4096
 SMALL_ALIGNMENT = 64
-
-Blocks = Sequence[tuple[Box, ArraySource]]
-"""The rectangles that the values of an array come from."""
+_MEMBER_BYTES = 100
+"""Of a ZIP member, beside its name and payload."""
+_DOCUMENT_BYTES = 800
+"""Of the `zarr.json` of a piece."""
 
 
 @dataclass(frozen=True)
-class ArrayPlan:
-    """The form of an array to be saved."""
+class PiecePlan:
+    """The form of a piece: a rectangle of an array, to be stored with a chunk grid of its own."""
 
-    name: str
-    dtype: str
-    shape: Shape
+    array: ArrayForm
+    box: Box
     chunk_shape: Shape
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the piece is the array."""
+        return self.box.shape == self.array.shape
+
+    @property
+    def key(self) -> str:
+        """Where zarr finds it: at the array's name, or below it by its offset."""
+        name = self.array.name
+        return name if self.is_whole else piece_key(name, self.box.offset)
 
     @property
     def chunk_bytes(self) -> int:
         """Bytes of one stored chunk, without its checksum."""
-        return prod(self.chunk_shape) * stored_dtype(self.dtype).itemsize
+        return prod(self.chunk_shape) * stored_dtype(self.array.dtype).itemsize
+
+
+def plan_piece(array: ArrayForm, box: Box) -> PiecePlan:
+    """Choose the chunks of a piece."""
+    itemsize = stored_dtype(array.dtype).itemsize
+    return PiecePlan(array, box, plan_chunk_shape(box.shape, itemsize, CHUNK_BYTES))
 
 
 @dataclass(frozen=True)
 class Chunk:
-    """A chunk as the content of a member."""
+    """A chunk as the content of a member, and the part of the array that it holds."""
 
-    array: ArrayPlan
+    piece: PiecePlan
     box: Box
 
 
@@ -74,7 +106,7 @@ class Member:
 class FilePlan:
     """A whole data file: its members in file order, then the directory, then nothing."""
 
-    arrays: tuple[ArrayPlan, ...]
+    pieces: tuple[PiecePlan, ...]
     members: tuple[Member, ...]
     directory: int
     size: int
@@ -90,86 +122,53 @@ class FilePlan:
             yield self.members[first:]
 
 
-def plan_array(name: str, value: LocalArray | Sequence[LocalArray]) -> tuple[ArrayPlan, Blocks]:
-    """Check an array that a caller wants saved and choose its chunks.
-
-    Raises:
-        ValueError: naming the array: a bad name, an element type that cannot be stored, blocks
-            that disagree, overlap or leave something out.
-    """
-    check_array_name(name)
-    locals_ = [value] if isinstance(value, LocalArray) else list(value)
-    if not locals_:
-        raise ValueError(f"{name}: no block was given; give the blocks that make up the array")
-    shape = _integers(locals_[0].global_shape)
-    dtype = locals_[0].data.dtype
-    if not isinstance(dtype, np.dtype):
-        raise ValueError(
-            f"{name}: not a numpy array, got {type(locals_[0].data).__name__}; "
-            "convert tensors with mtron_ckpt.torch_io.from_torch"
-        )
-    for local in locals_:
-        if _integers(local.global_shape) != shape or local.data.dtype != dtype:
-            raise ValueError(
-                f"{name}: all blocks must agree on element type and global shape, got {dtype} "
-                f"{shape} and {local.data.dtype} {tuple(local.global_shape)}"
-            )
-    blocks = [(Box(_integers(x.offset), _integers(x.data.shape)), x.data) for x in locals_]
-    if problem := find_gap(shape, [box for box, _ in blocks]):
-        raise ValueError(
-            f"{name}: {problem}, got an array of shape {shape}; give every element exactly once"
-        )
-    chunk_shape = plan_chunk_shape(shape, dtype.itemsize, CHUNK_BYTES)
-    return ArrayPlan(name, dtype_name(dtype, name), shape, chunk_shape), blocks
-
-
-def _integers(values: Sequence[int]) -> Shape:
-    """Return plain integers: callers may have numpy's."""
-    return tuple(int(value) for value in values)
-
-
-def plan_file(arrays: tuple[ArrayPlan, ...]) -> FilePlan:
-    """Lay out the data file that holds `arrays`: metadata documents first, then all chunks."""
+def plan_file(pieces: tuple[PiecePlan, ...]) -> FilePlan:
+    """Lay out the data file that holds `pieces`: metadata documents first, then all chunks."""
     members: list[Member] = []
     position = directory_bytes = 0
-    for name, size, alignment, content in _contents(arrays):
+    for name, size, alignment, content in _contents(pieces):
         payload = payload_position(position, name, alignment)
         members.append(Member(name, position, payload, size, content))
         directory_bytes += central_header_bytes(name, position)
         position = payload + size
     end = end_records(len(members), position, directory_bytes)
     size = position + directory_bytes + len(end)
-    return FilePlan(arrays, tuple(members), position, size)
+    return FilePlan(pieces, tuple(members), position, size)
 
 
 def _contents(
-    arrays: Sequence[ArrayPlan],
+    pieces: Sequence[PiecePlan],
 ) -> Iterator[tuple[bytes, int, int, bytes | Chunk]]:
     """Yield name, size, alignment and content of every member in file order."""
-    for name, document in documents(arrays).items():
+    for name, document in documents(pieces).items():
         yield name.encode(), len(document), 1, document
-    for array in arrays:
-        size = array.chunk_bytes
+    for piece in pieces:
+        size = piece.chunk_bytes
         alignment = PAGE_BYTES if size >= LARGE_BYTES else SMALL_ALIGNMENT
-        for index in all_chunks(array.shape, array.chunk_shape):
-            box = chunk_at(index, array.shape, array.chunk_shape)
-            key = chunk_key(array.name, index).encode()
-            yield key, size + CHECKSUM_BYTES, alignment, Chunk(array, box)
+        for index in all_chunks(piece.box.shape, piece.chunk_shape):
+            box = chunk_at(index, piece.box.shape, piece.chunk_shape).shifted(piece.box.offset)
+            key = chunk_key(piece.key, index).encode()
+            yield key, size + CHECKSUM_BYTES, alignment, Chunk(piece, box)
 
 
-def documents(arrays: Sequence[Any]) -> Mapping[str, bytes]:
-    """Return the `zarr.json` of every group and array, by key.
-
-    Args:
-        arrays: objects with `name`, `dtype`, `shape` and `chunk_shape`.
-    """
-    kinds = dict.fromkeys(array.name.partition("/")[0] for array in arrays)
-    result = {"zarr.json": group_document(None)}
-    result |= {f"{kind}/zarr.json": group_document(kind) for kind in kinds}
-    for array in arrays:
-        document = array_document(array.dtype, tuple(array.shape), tuple(array.chunk_shape))
-        result[f"{array.name}/zarr.json"] = document
+def documents(pieces: Sequence[PiecePlan]) -> Mapping[str, bytes]:
+    """Return the `zarr.json` of every group and array, by key."""
+    kinds = dict.fromkeys(piece.array.name.partition("/")[0] for piece in pieces)
+    result = {"zarr.json": root_document()}
+    result |= {f"{kind}/zarr.json": kind_document(kind) for kind in kinds}
+    for piece in pieces:
+        name, dtype, shape = piece.array
+        if not piece.is_whole:
+            result[f"{name}/zarr.json"] = pieces_document(dtype, shape)
+        result[f"{piece.key}/zarr.json"] = array_document(dtype, piece.box.shape, piece.chunk_shape)
     return result
+
+
+def stored_bytes(piece: PiecePlan) -> int:
+    """Return at least the bytes that a piece takes in a data file."""
+    chunks = prod(chunk_grid(piece.box.shape, piece.chunk_shape))
+    record = _MEMBER_BYTES + 2 * len(piece.key)
+    return chunks * (piece.chunk_bytes + PAGE_BYTES + record) + _DOCUMENT_BYTES + record
 
 
 class WindowFiller:
@@ -200,12 +199,12 @@ class WindowFiller:
                 self._copy(member.content, target[:-CHECKSUM_BYTES])
 
     def _copy(self, chunk: Chunk, target: memoryview) -> None:
-        array = chunk.array
+        piece = chunk.piece
         content = np.frombuffer(target, dtype=np.uint8)
-        if chunk.box.shape != array.chunk_shape:
+        if chunk.box.shape != piece.chunk_shape:
             content[...] = 0  # the buffer has held something else
-        values = content.view(stored_dtype(array.dtype)).reshape(array.chunk_shape)
-        for box, source in self._blocks[array.name]:
+        values = content.view(stored_dtype(piece.array.dtype)).reshape(piece.chunk_shape)
+        for box, source in self._blocks[piece.array.name]:
             shared = intersect(box, chunk.box)
             if shared is not None:
                 values[shared.within(chunk.box)] = self._load(source)[shared.within(box)]

@@ -2,15 +2,19 @@
 
 import logging
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
 from mtron_ckpt.arrays import Arrays, Metadata
-from mtron_ckpt.saving import checked_plan
+from mtron_ckpt.plan import Request
+from mtron_ckpt.saving import begin_save
+from mtron_ckpt.shared_plan import PlanCache
 from mtron_ckpt.staging import StagingPool
 from mtron_ckpt.steps import committed_steps, delete_step, remove_abandoned, step_of
-from mtron_ckpt.writing import SaveHandle, start_save
+from mtron_ckpt.writers import Writers
+from mtron_ckpt.writing import SaveHandle
 
 _log = logging.getLogger(__name__)
 
@@ -40,10 +44,13 @@ class CheckpointManager:
     Only one save is in progress at a time; they share one staging pool. Making a manager
     deletes what interrupted saves have left in the root, except where a live process is writing.
 
+    Of several writers each makes one, with the same root and counts; the one of writer 0 deletes.
+
     Args:
         root: directory of the run's checkpoints; the first save creates it.
         keep_last: how many of the newest steps to keep, at least 1; None keeps all.
         keep_every: also keep steps that are multiples of this; None keeps no others.
+        writers: this process among the writers; None if it is the only one.
 
     Raises:
         ValueError: a count is not positive.
@@ -54,6 +61,7 @@ class CheckpointManager:
         root: str | os.PathLike[str],
         keep_last: int | None = None,
         keep_every: int | None = None,
+        writers: Writers | None = None,
     ) -> None:
         for name, value in {"keep_last": keep_last, "keep_every": keep_every}.items():
             if value is not None and value < 1:
@@ -61,29 +69,51 @@ class CheckpointManager:
         self.root = Path(root)
         self._keep_last = keep_last
         self._keep_every = keep_every
+        self._writers = writers
         self._pool = StagingPool()
+        self._cache = PlanCache()
         self._running: SaveHandle | None = None
-        for path in remove_abandoned(self.root):
-            _log.info("%s: removed, an interrupted save had left it", path)
+        if writers is None or writers.coordinates:
+            # What this session fails to save stays until all of its writers know of it.
+            for path in remove_abandoned(self.root, writers.key if writers else None):
+                _log.info("%s: removed, an interrupted save had left it", path)
 
     def save(self, arrays: Arrays, metadata: Metadata, *, replace: bool = False) -> SaveHandle:
         """Save a step in the background, after waiting for the save before it.
 
-        Args and errors are those of `mtron_ckpt.save`.
+        Args and errors are those of `mtron_ckpt.save`. Of several writers, those whose blocks are
+        the same as at the save before do not wait for the others.
 
         Raises:
             OSError: also if the previous save failed; this one is then not begun.
         """
         self.wait()
-        plan = checked_plan(self.root, arrays, metadata, replace)
-        self._running = start_save(plan, self._pool, self._retain)
+        request = Request(self.root, arrays, metadata, replace)
+        with self._forgetful():
+            self._running = begin_save(
+                request, self._pool, self._writers, self._cache, self._retain
+            )
         return self._running
 
     def wait(self) -> None:
         """Wait for the save in progress, if there is one, and raise what went wrong with it."""
         running, self._running = self._running, None
         if running is not None:
-            running.wait()
+            with self._forgetful():
+                running.wait()
+
+    def abandon(self) -> None:
+        """End the save in progress without waiting for writers that may never come.
+
+        For a process whose work has failed, in place of `close`: a save to which all writers have
+        come is still finished, any other is given up on all of them. What goes wrong is logged.
+        """
+        if self._running is not None:
+            self._running.stop_waiting()
+        try:
+            self.close()
+        except (OSError, ValueError) as error:
+            _log.warning("%s", error)
 
     def steps(self) -> list[int]:
         """Return the committed steps, oldest first; a save in progress is not among them."""
@@ -109,7 +139,19 @@ class CheckpointManager:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.close()
+        if error is None:
+            self.close()
+        else:
+            self.abandon()
+
+    @contextmanager
+    def _forgetful(self) -> Iterator[None]:
+        """After an error, let the next save agree anew with the other writers."""
+        try:
+            yield
+        except BaseException:
+            self._cache.clear()
+            raise
 
     def _retain(self, saved: Path) -> None:
         """Delete the steps that are no longer to be kept (runs in the saving thread)."""

@@ -1,4 +1,4 @@
-"""The documents that describe a checkpoint: MANIFEST.json, index.json, COMMIT."""
+"""The documents that describe a checkpoint as a whole: MANIFEST.json and COMMIT."""
 
 import json
 from pathlib import PurePosixPath
@@ -13,7 +13,6 @@ FORMAT = "mtron-checkpoint"
 VERSION = 1
 MANIFEST_FILE = "MANIFEST.json"
 COMMIT_FILE = "COMMIT"
-INDEX_FILE = "index.json"
 TENSORSTORE_FILE = "tensorstore.json"
 STATE_DIRECTORY = "state"
 ASSETS_DIRECTORY = "assets"
@@ -28,13 +27,15 @@ def _inside(path: str) -> str:
     return path
 
 
-class _Document(BaseModel):
+class Document(BaseModel):
+    """A JSON document that is read back as strictly as it was written."""
+
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
 
 
-class FileRecord(_Document):
+class FileRecord(Document):
     """A file of the checkpoint."""
 
     path: Annotated[str, AfterValidator(_inside)]
@@ -45,7 +46,7 @@ class FileRecord(_Document):
     """CRC-32, as zlib and ZIP have it, of the whole file."""
 
 
-class Manifest(_Document):
+class Manifest(Document):
     """MANIFEST.json: what the checkpoint is, and every other file in it except COMMIT."""
 
     format: Literal["mtron-checkpoint"]
@@ -77,32 +78,6 @@ class Manifest(_Document):
         return [path.name for path in paths if str(path.parent) == directory]
 
 
-Unsigned = Annotated[int, Field(ge=0)]
-
-
-class ArrayRecord(_Document):
-    """An array and where its chunks are."""
-
-    name: str
-    """`<kind>/<parameter name>`."""
-    dtype: str
-    """zarr v3 name of the element type."""
-    shape: tuple[Unsigned, ...]
-    """Global shape."""
-    chunk_shape: tuple[Annotated[int, Field(ge=1)], ...]
-    """Shape of every chunk; those at the upper edges are padded with zeros."""
-    chunks: tuple[tuple[Unsigned, Unsigned, Unsigned], ...]
-    """File (position in `Manifest.data`), position of the values in it and their CRC-32C, of
-    each chunk of the grid, last dim fastest."""
-
-
-class Index(_Document):
-    """index.json: all arrays."""
-
-    arrays: tuple[ArrayRecord, ...]
-    """In the order in which they were saved."""
-
-
 def describe(path: str, content: bytes) -> FileRecord:
     """Return the record of a file with this content."""
     return FileRecord(path=path, size=len(content), crc32=crc32(content))
@@ -111,12 +86,6 @@ def describe(path: str, content: bytes) -> FileRecord:
 def dump_manifest(manifest: Manifest) -> bytes:
     """Return MANIFEST.json."""
     return json.dumps(manifest.model_dump(), indent=1, allow_nan=False).encode() + b"\n"
-
-
-def dump_index(index: Index) -> bytes:
-    """Return index.json: one array per line."""
-    lines = [json.dumps(a.model_dump(), separators=(",", ":")) for a in index.arrays]
-    return ('{"arrays":[\n' + ",\n".join(lines) + "\n]}\n").encode()
 
 
 def dump_commit(manifest: bytes) -> bytes:

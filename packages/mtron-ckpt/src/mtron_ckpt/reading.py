@@ -12,13 +12,13 @@ import numpy as np
 from crc32c import crc32c
 
 from mtron_ckpt.arrays import ArrayInfo
-from mtron_ckpt.boxes import Box, Shape, chunks_touching, intersect, nth_chunk
+from mtron_ckpt.boxes import Box, Shape, intersect
 from mtron_ckpt.dtypes import DTYPES, stored_dtype
-from mtron_ckpt.errors import CorruptCheckpoint, Damage
-from mtron_ckpt.manifest import ASSETS_DIRECTORY, STATE_DIRECTORY, ArrayRecord
-from mtron_ckpt.step_files import chunk_bytes, find_step, read_file, read_index, read_manifest
+from mtron_ckpt.errors import CorruptCheckpoint
+from mtron_ckpt.index import ArrayRecord, Piece
+from mtron_ckpt.manifest import ASSETS_DIRECTORY, STATE_DIRECTORY
+from mtron_ckpt.step_files import find_step, read_file, read_index, read_manifest
 from mtron_ckpt.storage import read_at
-from mtron_ckpt.zarr_json import CHECKSUM_BYTES
 
 Block = tuple[slice, ...]
 
@@ -115,15 +115,17 @@ class Checkpoint:
         dtype = stored_dtype(array.dtype)
         result = np.empty(box.shape, dtype)
         scratch: np.ndarray | None = None
-        for number, chunk in chunks_touching(box, array.shape, array.chunk_shape):
-            place = result[(*chunk.within(box), ...)] if _contains(box, chunk) else None
-            if place is not None and place.flags.c_contiguous and chunk.shape == array.chunk_shape:
-                self._fill(array, number, chunk, place.reshape(-1).view(np.uint8))
-                continue
-            if scratch is None:
-                scratch = np.empty(chunk_bytes(array), np.uint8)
-            self._fill(array, number, chunk, scratch)
-            _copy_shared(scratch.view(dtype).reshape(array.chunk_shape), chunk, result, box)
+        for piece in array.parts:
+            for number, chunk in piece.chunks_touching(box):
+                if chunk.shape == piece.chunk_shape and _contains(box, chunk):
+                    place = result[(*chunk.within(box), ...)]
+                    if place.flags.c_contiguous:
+                        self._fill(piece, number, place.reshape(-1).view(np.uint8))
+                        continue
+                if scratch is None or len(scratch) != piece.chunk_bytes:
+                    scratch = np.empty(piece.chunk_bytes, np.uint8)
+                self._fill(piece, number, scratch)
+                _copy_shared(scratch.view(dtype).reshape(piece.chunk_shape), chunk, result, box)
         return result
 
     def record(self, name: str) -> ArrayRecord:
@@ -138,26 +140,9 @@ class Checkpoint:
             raise ValueError(f"{self.path}: no array is called {name!r}{hint}")
         return self._arrays[name]
 
-    def read_chunk(self, name: str, number: int) -> bytes:
-        """Read one chunk as zarr stores it, its checksum included.
-
-        Args:
-            name: the array.
-            number: position of the chunk in the grid, last dim fastest.
-
-        Raises:
-            ValueError: there is no such array.
-            CorruptCheckpoint: the stored bytes are not the ones that were saved.
-        """
-        array = self.record(name)
-        values = np.empty(chunk_bytes(array), np.uint8)
-        box = nth_chunk(number, array.shape, array.chunk_shape)
-        self._fill(array, number, box, values)
-        return values.tobytes() + array.chunks[number][2].to_bytes(CHECKSUM_BYTES, "little")
-
-    def _fill(self, array: ArrayRecord, number: int, chunk: Box, target: np.ndarray) -> None:
+    def _fill(self, piece: Piece, number: int, target: np.ndarray) -> None:
         """Read a chunk into `target` (bytes) and check it."""
-        file, position, checksum = array.chunks[number]
+        file, position, checksum = piece.chunks[number]
         try:
             count = read_at(self._files.descriptor(file), target.data, position)
         except FileNotFoundError:
@@ -166,9 +151,7 @@ class Checkpoint:
             if count == len(target) and crc32c(target.data) == checksum:
                 return
             problem = "fails its checksum" if count == len(target) else "ends too early"
-        rows = (chunk.offset[0], chunk.stop[0]) if chunk.shape else None
-        path, stop = str(self._files.paths[file]), position + len(target)
-        raise CorruptCheckpoint(Damage(path, position, stop, problem, array.name, rows))
+        raise CorruptCheckpoint(piece.damage(str(self._files.paths[file]), number, problem))
 
 
 def open(path: str | os.PathLike[str]) -> Checkpoint:

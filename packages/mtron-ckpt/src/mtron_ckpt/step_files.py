@@ -8,18 +8,16 @@ from pathlib import Path
 from isal.isal_zlib import crc32
 from pydantic import ValidationError
 
-from mtron_ckpt.boxes import chunk_grid
-from mtron_ckpt.dtypes import DTYPES, stored_dtype
+from mtron_ckpt.boxes import chunk_grid, find_gap
+from mtron_ckpt.dtypes import DTYPES
 from mtron_ckpt.errors import CorruptCheckpoint, Damage, IncompleteCheckpoint
+from mtron_ckpt.index import INDEX_FILE, ArrayRecord, Index
 from mtron_ckpt.manifest import (
     COMMIT_FILE,
     FORMAT,
-    INDEX_FILE,
     MANIFEST_FILE,
     VERSION,
-    ArrayRecord,
     FileRecord,
-    Index,
     Manifest,
     dump_commit,
 )
@@ -148,31 +146,31 @@ def _check_array(array: ArrayRecord, sizes: list[int]) -> None:
     check_array_name(array.name)
     if array.dtype not in DTYPES:
         raise ValueError(f"{array.name}: unknown element type {array.dtype}")
-    if len(array.shape) != len(array.chunk_shape):
-        raise ValueError(f"{array.name}: chunks of another rank")
-    if len(array.chunks) != prod(chunk_grid(array.shape, array.chunk_shape)):
-        raise ValueError(f"{array.name}: {len(array.chunks)} chunks do not make up its shape")
-    for file, position, _ in array.chunks:
-        if file >= len(sizes) or position + chunk_bytes(array) > sizes[file]:
-            raise ValueError(f"{array.name}: a chunk lies outside the data files")
+    if problem := find_gap(array.shape, [piece.box for piece in array.parts]):
+        raise ValueError(f"{array.name}: {problem}")
+    for piece in array.parts:
+        if len(piece.chunk_shape) != len(array.shape):
+            raise ValueError(f"{array.name}: chunks of another rank")
+        if len(piece.chunks) != prod(chunk_grid(piece.box.shape, piece.chunk_shape)):
+            raise ValueError(f"{array.name}: {len(piece.chunks)} chunks do not make up its shape")
+        size = piece.chunk_bytes
+        for file, position, _ in piece.chunks:
+            if file >= len(sizes) or position + size > sizes[file]:
+                raise ValueError(f"{array.name}: a chunk lies outside the data files")
 
 
 def _check_apart(index: Index) -> None:
     if len({array.name for array in index.arrays}) < len(index.arrays):
         raise ValueError("two arrays have one name")
     spans = sorted(
-        (file, position, position + chunk_bytes(array))
+        (file, position, position + piece.chunk_bytes)
         for array in index.arrays
-        for file, position, _ in array.chunks
+        for piece in array.parts
+        for file, position, _ in piece.chunks
     )
     for (file, _, stop), (next_file, start, _) in pairwise(spans):
         if file == next_file and start < stop:
             raise ValueError(f"two chunks share bytes from {start} of data file {file}")
-
-
-def chunk_bytes(array: ArrayRecord) -> int:
-    """Return the bytes of a chunk of `array`, without its checksum."""
-    return prod(array.chunk_shape) * stored_dtype(array.dtype).itemsize
 
 
 def _malformed(path: Path, content: bytes, error: ValueError) -> CorruptCheckpoint:

@@ -1,16 +1,18 @@
 """The directories of steps in a root: their names, which are committed, and the commit itself."""
 
 import contextlib
-import ctypes
 import errno
 import logging
 import os
 import re
 import secrets
 from pathlib import Path
+from typing import Protocol
 
+from mtron_ckpt.index import Written
 from mtron_ckpt.manifest import COMMIT_FILE
 from mtron_ckpt.storage import (
+    exchange,
     if_abandoned,
     make_directory,
     own,
@@ -21,9 +23,7 @@ from mtron_ckpt.storage import (
 
 LATEST_FILE = "LATEST"
 _STEP = re.compile(r"step-(\d{8,})")
-_TEMPORARY = re.compile(r"(step-\d{8,}|LATEST)\.tmp-[0-9a-f]+")
-_RENAME_EXCHANGE = 2
-_AT_FDCWD = -100
+_TEMPORARY = re.compile(r"(step-\d{8,}|LATEST)\.tmp-([0-9a-f]+)")
 _log = logging.getLogger(__name__)
 
 
@@ -71,8 +71,52 @@ def check_absent(root: Path, step: int) -> None:
         )
 
 
+class StepDirectory(Protocol):
+    """The directory in which a step is written, until it is committed.
+
+    Attributes:
+        path: where it is now.
+        final: what it becomes.
+    """
+
+    path: Path
+    final: Path
+
+    def check(self) -> None:
+        """Raise if there is no point in writing on."""
+        ...
+
+    def gather(self, written: Written) -> list[Written] | None:
+        """Wait for what has to be written beside this.
+
+        Args:
+            written: what this writer has written, durably.
+
+        Returns:
+            What all writers have written, by rank, for the one that commits; None when another
+            has done that.
+        """
+        ...
+
+    def commit(self, replace: bool) -> None:
+        """Give the directory its final name; every file in it is durable already.
+
+        Raises:
+            OSError: the step is there already (unless `replace`), or the system refused.
+        """
+        ...
+
+    def close(self, error: BaseException | None) -> None:
+        """Give the directory up: it is committed, or deleted because of an error."""
+        ...
+
+    def stop_waiting(self) -> None:
+        """Let the save end soon: do not wait for a writer that may never come."""
+        ...
+
+
 class TemporaryStep:
-    """The directory in which a step is written, owned by this process until it is committed.
+    """The directory of a sole writer, owned by this process until it is committed.
 
     Args:
         root: the checkpoint root; created if it does not exist.
@@ -84,38 +128,70 @@ class TemporaryStep:
         self.final = root / step_name(step)
         make_directory(root)
         while True:
-            self.path = _temporary(self.final)
+            self.path = temporary_name(self.final)
             self.path.mkdir()
             owner = own(self.path)
             if owner is not None:  # else a cleaner came between the two calls
                 self._owner = owner
                 break
 
+    def check(self) -> None:
+        """Nobody else can fail."""
+
+    def gather(self, written: Written) -> list[Written]:
+        """Nobody else writes."""
+        return [written]
+
     def commit(self, replace: bool) -> None:
-        """Give the directory its final name; every file in it is durable already.
+        """Give the directory its final name."""
+        place_step(self.path, self.final, replace)
 
-        Raises:
-            OSError: the step is there already (unless `replace`), or the system refused.
-        """
-        if replace and self.final.exists():
-            _exchange(self.path, self.final)  # the old step now has the temporary name
-        else:
-            try:
-                self.path.rename(self.final)
-            except OSError as error:
-                if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
-                    check_absent(self.root, int(step_of(self.final) or 0))
-                raise
-        sync_directory(self.root)
-
-    def close(self) -> None:
+    def close(self, error: BaseException | None) -> None:
         """Delete whatever has the temporary name, and give up the ownership."""
-        try:
-            remove_tree(self.path)
-        except OSError as error:
-            _log.warning("%s: could not be deleted: %s", self.path, error)
+        discard(self.path)
         with contextlib.suppress(OSError):
             os.close(self._owner)
+
+    def stop_waiting(self) -> None:
+        """Nobody is waited for."""
+
+
+def place_step(path: Path, final: Path, replace: bool) -> None:
+    """Give a temporary directory the name of its step, durably.
+
+    Args:
+        path: the directory; afterwards, what was replaced has this name.
+        final: the step's directory.
+        replace: whether it may be there already.
+
+    Raises:
+        OSError: it is there already (unless `replace`), or the system refused.
+    """
+    if replace and final.exists():
+        try:
+            exchange(path, final)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{final}: cannot be replaced in one step on this system ({error.strerror}); "
+                "delete it first",
+            ) from error
+    else:
+        try:
+            path.rename(final)
+        except OSError as error:
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                check_absent(final.parent, int(step_of(final) or 0))
+            raise
+    sync_directory(final.parent)
+
+
+def discard(path: Path) -> None:
+    """Delete a temporary directory; what cannot be deleted now is left to a cleaner."""
+    try:
+        remove_tree(path)
+    except OSError as error:
+        _log.warning("%s: could not be deleted: %s", path, error)
 
 
 def point_to_latest(root: Path) -> None:
@@ -126,7 +202,7 @@ def point_to_latest(root: Path) -> None:
     steps = committed_steps(root)
     if not steps:
         return
-    temporary = _temporary(root / LATEST_FILE)
+    temporary = temporary_name(root / LATEST_FILE)
     try:
         write_file(temporary, f"{step_name(max(steps))}\n".encode())
         temporary.replace(root / LATEST_FILE)
@@ -138,14 +214,18 @@ def point_to_latest(root: Path) -> None:
 
 def delete_step(path: Path) -> None:
     """Delete a committed step; it disappears at once, however long its files take."""
-    temporary = _temporary(path)
+    temporary = temporary_name(path)
     path.rename(temporary)
     sync_directory(path.parent)
     remove_tree(temporary)
 
 
-def remove_abandoned(root: Path) -> list[Path]:
+def remove_abandoned(root: Path, spared: str | None = None) -> list[Path]:
     """Delete what interrupted saves have left in `root`, and nothing that is being written.
+
+    Args:
+        root: the checkpoint root.
+        spared: token of temporary names that are left alone.
 
     Returns:
         What was deleted.
@@ -154,7 +234,8 @@ def remove_abandoned(root: Path) -> list[Path]:
         return []
     removed = []
     for path in sorted(root.iterdir()):
-        if not _TEMPORARY.fullmatch(path.name):
+        match = _TEMPORARY.fullmatch(path.name)
+        if match is None or match[2] == spared:
             continue
         with if_abandoned(path) as abandoned:
             if abandoned:
@@ -163,22 +244,11 @@ def remove_abandoned(root: Path) -> list[Path]:
     return removed
 
 
-def _temporary(final: Path) -> Path:
-    return final.with_name(f"{final.name}.tmp-{secrets.token_hex(6)}")
+def temporary_name(final: Path, token: str | None = None) -> Path:
+    """Return the name under which a directory or file comes to be, or goes.
 
-
-def _exchange(a: Path, b: Path) -> None:
-    """Swap two directories in one atomic step."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    rename = getattr(libc, "renameat2", None)
-    code = errno.ENOSYS
-    if rename is not None:
-        paths = (os.fsencode(a), os.fsencode(b))
-        if rename(_AT_FDCWD, paths[0], _AT_FDCWD, paths[1], _RENAME_EXCHANGE) == 0:
-            return
-        code = ctypes.get_errno()
-    raise OSError(
-        code,
-        f"{b}: cannot be replaced in one step on this system ({os.strerror(code)}); "
-        "delete it first",
-    )
+    Args:
+        final: its proper name.
+        token: hexadecimal digits that make the name; without, nobody else has the name.
+    """
+    return final.with_name(f"{final.name}.tmp-{token or secrets.token_hex(6)}")

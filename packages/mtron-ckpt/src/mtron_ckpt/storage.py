@@ -1,14 +1,18 @@
 """Files and directories that survive a power cut, and directories that a process owns."""
 
 import contextlib
+import ctypes
 import errno
 import fcntl
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+_AT_FDCWD = -100
+_RENAME_EXCHANGE = 2
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FORGOTTEN_SECONDS = 24 * 3600
 """Where the file system has no locks: age after which nobody can still be writing."""
@@ -73,6 +77,22 @@ def remove_tree(path: Path) -> None:
                 path.unlink()
 
 
+def exchange(first: Path, second: Path) -> None:
+    """Swap two names in one step.
+
+    Raises:
+        OSError: system or file system cannot, or the system refused.
+    """
+    rename = None
+    if sys.platform == "linux":
+        rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+    names = os.fsencode(first), os.fsencode(second)
+    if rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) != 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
 def free_bytes(path: Path) -> int:
     """Return the space that is free for this process where `path` (or its parent) lies."""
     existing = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -133,6 +153,15 @@ def own(path: Path) -> int | None:
         os.close(file)
         return None
     return file
+
+
+def is_same(file: int, path: Path) -> bool:
+    """Tell whether an open file or directory is the one at `path`."""
+    try:
+        there = path.stat()
+    except FileNotFoundError:
+        return False
+    return os.path.samestat(os.fstat(file), there)
 
 
 @contextlib.contextmanager

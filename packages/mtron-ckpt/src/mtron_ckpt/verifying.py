@@ -9,21 +9,14 @@ import numpy as np
 from crc32c import crc32c
 from isal.isal_zlib import crc32
 
-from mtron_ckpt.boxes import nth_chunk
 from mtron_ckpt.errors import CorruptCheckpoint, Damage, IncompleteCheckpoint
-from mtron_ckpt.manifest import (
-    COMMIT_FILE,
-    INDEX_FILE,
-    MANIFEST_FILE,
-    ArrayRecord,
-    FileRecord,
-    Manifest,
-)
-from mtron_ckpt.step_files import chunk_bytes, find_step, read_file, read_index, read_manifest
+from mtron_ckpt.index import INDEX_FILE, ArrayRecord, Piece
+from mtron_ckpt.manifest import COMMIT_FILE, MANIFEST_FILE, FileRecord, Manifest
+from mtron_ckpt.step_files import find_step, read_file, read_index, read_manifest
 from mtron_ckpt.steps import step_directories
 from mtron_ckpt.storage import read_at
 
-_PIECE_BYTES = 16 << 20
+_READ_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -121,30 +114,24 @@ class _Span:
     start: int
     stop: int
     checksum: int = 0
-    array: ArrayRecord | None = None
+    piece: Piece | None = None
     number: int = 0
-
-    def damage(self, path: Path, problem: str) -> Damage:
-        """Describe that this span is damaged."""
-        assert self.array is not None
-        box = nth_chunk(self.number, self.array.shape, self.array.chunk_shape)
-        rows = (box.offset[0], box.stop[0]) if box.shape else None
-        return Damage(str(path), self.start, self.stop, problem, self.array.name, rows)
 
 
 def _spans(size: int, file: int, index: dict[str, ArrayRecord]) -> Iterator[_Span]:
-    """Divide a data file into the chunks of arrays and pieces between them, in file order."""
+    """Divide a data file into the chunks of arrays and stretches between them, in file order."""
     chunks = [
-        _Span(position, position + chunk_bytes(array), checksum, array, number)
+        _Span(position, position + piece.chunk_bytes, checksum, piece, number)
         for array in index.values()
-        for number, (chunk_file, position, checksum) in enumerate(array.chunks)
+        for piece in array.parts
+        for number, (chunk_file, position, checksum) in enumerate(piece.chunks)
         if chunk_file == file
     ]
     end = _Span(size, size)
     position = 0
     for chunk in [*sorted(chunks, key=lambda span: span.start), end]:
-        for start in range(position, chunk.start, _PIECE_BYTES):
-            yield _Span(start, min(start + _PIECE_BYTES, chunk.start))
+        for start in range(position, chunk.start, _READ_BYTES):
+            yield _Span(start, min(start + _READ_BYTES, chunk.start))
         if chunk is not end:
             yield chunk
         position = chunk.stop
@@ -174,12 +161,12 @@ def _verify_data(
             count = read_at(file, buffer[:length].data, span.start)
             content = buffer[:count].data
             digest = crc32(content, digest)
-            if span.array is None:
+            if span.piece is None:
                 continue
             if count < length or crc32c(content) != span.checksum:
                 named = True
                 problem = "fails its checksum" if count == length else "ends too early"
-                yield span.damage(path, problem)
+                yield span.piece.damage(str(path), span.number, problem)
     finally:
         os.close(file)
     if digest != record.crc32 and size == record.size and not named:

@@ -5,33 +5,20 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from enum import Enum, auto
 from functools import partial
-from importlib.metadata import version
 from mmap import mmap
 from pathlib import Path
 from queue import SimpleQueue
 
+from mtron_ckpt.committing import write_documents
 from mtron_ckpt.data_file import DataFileWriter
+from mtron_ckpt.index import Written
 from mtron_ckpt.layout import PAGE_BYTES, Member, WindowFiller
-from mtron_ckpt.manifest import (
-    COMMIT_FILE,
-    FORMAT,
-    INDEX_FILE,
-    MANIFEST_FILE,
-    VERSION,
-    FileRecord,
-    Index,
-    Manifest,
-    describe,
-    dump_commit,
-    dump_index,
-    dump_manifest,
-)
 from mtron_ckpt.plan import SavePlan
+from mtron_ckpt.shared_step import PeerError
 from mtron_ckpt.staging import StagingPool
-from mtron_ckpt.steps import TemporaryStep, point_to_latest, step_name
-from mtron_ckpt.storage import describe_failure, sync_directory, write_file
+from mtron_ckpt.steps import StepDirectory, point_to_latest
+from mtron_ckpt.storage import describe_failure
 
 _log = logging.getLogger(__name__)
 
@@ -43,9 +30,10 @@ class SaveHandle:
         step: the step being saved.
     """
 
-    def __init__(self, step: int, future: Future[Path]) -> None:
+    def __init__(self, step: int, future: Future[Path], stop_waiting: Callable[[], None]) -> None:
         self.step = step
         self._future = future
+        self._stop_waiting = stop_waiting
         self._seen = False
 
     @property
@@ -60,13 +48,22 @@ class SaveHandle:
             The committed directory.
 
         Raises:
-            OSError: it could not be written; nothing of it is left.
+            OSError: it could not be written, by this writer or another; nothing of it is left.
+            ValueError: the writers have not given every array exactly once.
             TimeoutError: it is still running.
         """
         try:
             return self._future.result(timeout_seconds)
         finally:
             self._seen = self._future.done()
+
+    def stop_waiting(self) -> None:
+        """Do not let the save wait any longer for writers that have not come to it.
+
+        For a process whose work has failed: others may never come. A save to which all writers
+        have come goes on; every other one fails at once, on all writers.
+        """
+        self._stop_waiting()
 
     def __del__(self) -> None:
         if not self._seen:
@@ -95,39 +92,38 @@ class _Staged:
         return memoryview(self.buffer)[lead : lead + stop - start]
 
 
-class _Stop(Enum):
-    """Why no more windows come."""
-
-    STAGED = auto()
-    ABORTED = auto()
+_STAGED_ALL = None
+"""Follows the last window; an exception in its place says that the caller has given up."""
 
 
 class _Save:
     """One save in progress."""
 
     def __init__(
-        self, plan: SavePlan, pool: StagingPool, after_commit: Callable[[Path], None] | None
+        self,
+        plan: SavePlan,
+        directory: StepDirectory,
+        pool: StagingPool,
+        after_commit: Callable[[Path], None] | None,
     ) -> None:
         self.future: Future[Path] = Future()
         self._plan = plan
+        self._directory = directory
         self._pool = pool
         self._after_commit = after_commit
-        self._queue: SimpleQueue[_Staged | _Stop] = SimpleQueue()
+        self._queue: SimpleQueue[_Staged | BaseException | None] = SimpleQueue()
         self._failed = threading.Event()
-        self._directory = TemporaryStep(plan.root, plan.step)
-        try:
-            path = self._directory.path / plan.data_name
-            path.parent.mkdir()
+        self._data: DataFileWriter | None = None
+        if plan.data is not None:
+            path = directory.path / plan.data_name
+            path.parent.mkdir(exist_ok=True)
             self._data = DataFileWriter(path, plan.data)
-        except BaseException:
-            self._directory.close()
-            raise
 
     def stage(self) -> None:
         """Copy all arrays into buffers and pass these to the thread (runs in the caller)."""
         filler = WindowFiller(self._plan.blocks)
         try:
-            for window in self._plan.data.windows():
+            for window in self._plan.data.windows() if self._plan.data is not None else ():
                 if self._failed.is_set():
                     break
                 staged = _Staged(window, self._pool.acquire())
@@ -137,17 +133,20 @@ class _Save:
                     self._pool.release(staged.buffer)
                     raise
                 self._queue.put(staged)
-        except BaseException:
-            self._queue.put(_Stop.ABORTED)
+        except BaseException as error:
+            self._queue.put(error)
             raise
         self._plan.blocks.clear()  # the caller's arrays need not live until they are written
-        self._queue.put(_Stop.STAGED)
+        self._queue.put(_STAGED_ALL)
 
     def run(self) -> None:
         """Write and commit the step (runs in the thread)."""
-        outcome: Path | BaseException | None
+        outcome: Path | BaseException
         try:
-            outcome = self._commit() if self._write_windows() else None
+            self._write_windows()
+            outcome = self._commit()
+        except PeerError as failure:
+            outcome = failure.error
         except FileExistsError as error:
             outcome = error
         except OSError as error:
@@ -156,88 +155,72 @@ class _Save:
             outcome.__cause__ = error
         except BaseException as error:
             outcome = error
-        self._data.close()
-        self._directory.close()
+        if self._data is not None:
+            self._data.close()
         if isinstance(outcome, BaseException):
+            self._directory.close(outcome)
             self.future.set_exception(outcome)
-        elif outcome is not None:
+        else:
+            self._directory.close(None)
             self.future.set_result(outcome)
 
-    def _write_windows(self) -> bool:
-        """Write what the caller stages; after a failure, only take it from the caller's hands.
-
-        Returns:
-            Whether there is something to commit: false if the caller has given up.
-        """
+    def _write_windows(self) -> None:
+        """Write what the caller stages; after a failure, only take it from the caller's hands."""
         failure: BaseException | None = None
         while isinstance(staged := self._queue.get(), _Staged):
             try:
-                if failure is None:
+                if failure is None and self._data is not None:
+                    self._directory.check()
                     self._data.write(staged.window, staged.content)
             except BaseException as error:
                 failure = error
                 self._failed.set()
             finally:
                 self._pool.release(staged.buffer)
+        failure = failure or staged
         if failure is not None:
             raise failure
-        return staged is _Stop.STAGED
 
     def _commit(self) -> Path:
-        """Write everything beside the array data, then let the step appear."""
-        plan, directory = self._plan, self._directory.path
-        record, arrays = self._data.finish(plan.data_name, 0)
-        files = plan.files | {INDEX_FILE: dump_index(Index(arrays=arrays))}
-        for name in sorted({Path(name).parent for name in files} - {Path()}):
-            (directory / name).mkdir()
-        for name, content in files.items():
-            write_file(directory / name, content)
-        manifest = dump_manifest(_manifest(plan, record, files))
-        write_file(directory / MANIFEST_FILE, manifest)
-        write_file(directory / COMMIT_FILE, dump_commit(manifest))
-        for path in directory.iterdir():
-            if path.is_dir():
-                sync_directory(path)
-        sync_directory(directory)
-        self._directory.commit(plan.replace)
-        point_to_latest(plan.root)
-        if self._after_commit is not None:
-            self._after_commit(self._directory.final)
-        return self._directory.final
-
-
-def _manifest(plan: SavePlan, data: FileRecord, files: dict[str, bytes]) -> Manifest:
-    return Manifest(
-        format=FORMAT,
-        version=VERSION,
-        container="packed",
-        producer={"name": "mtron-ckpt", "version": version("mtron-ckpt")},
-        step=plan.step,
-        config=plan.config,
-        layout=plan.layout,
-        data=(data.path,),
-        files=(data, *(describe(name, content) for name, content in files.items())),
-    )
+        """Let the step appear, or wait until another writer has done so."""
+        plan, directory = self._plan, self._directory
+        written = Written(file=None, pieces=())
+        if self._data is not None:
+            written = self._data.finish(plan.data_name)
+        gathered = directory.gather(written)
+        if gathered is not None:
+            write_documents(directory.path, plan, gathered)
+            directory.commit(plan.replace)
+            point_to_latest(plan.root)
+            if self._after_commit is not None:
+                self._after_commit(directory.final)
+        return directory.final
 
 
 def start_save(
-    plan: SavePlan, pool: StagingPool, after_commit: Callable[[Path], None] | None = None
+    plan: SavePlan,
+    directory: StepDirectory,
+    pool: StagingPool,
+    after_commit: Callable[[Path], None] | None = None,
 ) -> SaveHandle:
     """Stage a planned save and let a thread write it.
 
     Args:
         plan: what to save.
+        directory: where to write it; this closes it, in the end or when it fails.
         pool: where arrays wait to be written.
-        after_commit: called in the thread with the committed directory.
+        after_commit: called in the thread with the committed directory, by the writer that
+            commits.
 
     Raises:
         OSError: the step could not even be begun.
     """
     try:
-        save = _Save(plan, pool, after_commit)
+        save = _Save(plan, directory, pool, after_commit)
     except OSError as error:
-        path = plan.root / step_name(plan.step)
-        raise describe_failure(error, path, plan.needed_bytes) from error
+        failure = describe_failure(error, directory.final, plan.needed_bytes)
+        directory.close(failure)
+        raise failure from error
     thread = threading.Thread(target=save.run, name=f"mtron-ckpt step {plan.step}")
     concurrent = pool.limited  # else the thread would slow down what the caller waits for
     if concurrent:
@@ -249,4 +232,4 @@ def start_save(
         raise
     if not concurrent:
         thread.start()
-    return SaveHandle(plan.step, save.future)
+    return SaveHandle(plan.step, save.future, directory.stop_waiting)

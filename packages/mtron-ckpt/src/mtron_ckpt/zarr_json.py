@@ -1,4 +1,4 @@
-"""The zarr v3 metadata documents of a checkpoint, and the tensorstore spec that opens it."""
+"""The zarr v3 metadata documents of a checkpoint."""
 
 import json
 from functools import lru_cache
@@ -11,9 +11,22 @@ CHECKSUM_BYTES = 4
 """What the crc32c codec appends to a chunk."""
 
 
-def group_document(kind: str | None) -> bytes:
-    """Return the `zarr.json` of a group: of the root (None), or of the arrays of one kind."""
-    attributes = {"mtron_checkpoint": 1} if kind is None else {"kind": kind}
+def root_document() -> bytes:
+    """Return the `zarr.json` of the root group."""
+    return _group({"mtron_checkpoint": 1})
+
+
+def kind_document(kind: str) -> bytes:
+    """Return the `zarr.json` of the group of the arrays of one kind."""
+    return _group({"kind": kind})
+
+
+def pieces_document(dtype: str, shape: Shape) -> bytes:
+    """Return the `zarr.json` of the group that holds the pieces of an array."""
+    return _group({"data_type": dtype, "shape": list(shape)})
+
+
+def _group(attributes: dict[str, Any]) -> bytes:
     return _dump({"zarr_format": 3, "node_type": "group", "attributes": attributes})
 
 
@@ -38,19 +51,14 @@ def array_document(dtype: str, shape: Shape, chunk_shape: Shape) -> bytes:
     )
 
 
+def piece_key(array: str, offset: Shape) -> str:
+    """Return the zarr key of a piece of an array."""
+    return f"{array}/{'-'.join(map(str, offset))}"
+
+
 def chunk_key(array: str, index: Shape) -> str:
     """Return the zarr key of a chunk."""
     return "/".join([array, "c", *map(str, index)])
-
-
-def tensorstore_document(data_file: str) -> bytes:
-    """Return the spec by which tensorstore opens the arrays of a checkpoint of one writer.
-
-    Add `"path": "<array name>/"` to its `kvstore`; the path of the data file is relative to
-    the checkpoint's directory.
-    """
-    base = {"driver": "file", "path": data_file}
-    return _dump({"driver": "zarr3", "kvstore": {"driver": "zip", "base": base}})
 
 
 def _dump(document: dict[str, Any]) -> bytes:

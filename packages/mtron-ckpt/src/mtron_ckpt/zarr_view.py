@@ -4,6 +4,8 @@ import os
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
 
+import numpy as np
+from crc32c import crc32c
 from zarr.abc.store import (
     ByteRequest,
     OffsetByteRequest,
@@ -13,17 +15,21 @@ from zarr.abc.store import (
 )
 from zarr.core.buffer import Buffer, BufferPrototype
 
-from mtron_ckpt.boxes import all_chunks
-from mtron_ckpt.layout import documents
+from mtron_ckpt.boxes import Shape, all_chunks, chunk_at, whole_box
+from mtron_ckpt.dtypes import stored_dtype
+from mtron_ckpt.index import ArrayRecord
+from mtron_ckpt.layout import Chunk, PiecePlan, documents, plan_piece
+from mtron_ckpt.local_arrays import ArrayForm
 from mtron_ckpt.reading import Checkpoint
 from mtron_ckpt.step_files import find_step
 from mtron_ckpt.zarr_dtypes import register_zarr_dtypes
-from mtron_ckpt.zarr_json import chunk_key
+from mtron_ckpt.zarr_json import CHECKSUM_BYTES, chunk_key
 
 
 class CheckpointStore(Store):
     """A read-only zarr store of the arrays of a checkpoint.
 
+    Every array has one regular grid of chunks, also where it is stored in several pieces.
     Unlike a plain directory or ZIP file it never answers that a chunk is missing (which zarr
     takes for zeros): every chunk of every array is in the index.
 
@@ -33,13 +39,13 @@ class CheckpointStore(Store):
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         super().__init__(read_only=True)
-        arrays = [checkpoint.record(name) for name in checkpoint.names()]
+        grids = [_whole_grid(checkpoint.record(name)) for name in checkpoint.names()]
         self._checkpoint = checkpoint
-        self._documents = documents(arrays)
+        self._documents = documents(grids)
         self._chunks = {
-            chunk_key(array.name, index): (array.name, number)
-            for array in arrays
-            for number, index in enumerate(all_chunks(array.shape, array.chunk_shape))
+            chunk_key(grid.key, index): Chunk(grid, chunk_at(index, *_shapes(grid)))
+            for grid in grids
+            for index in all_chunks(*_shapes(grid))
         }
 
     @property
@@ -71,10 +77,19 @@ class CheckpointStore(Store):
         if key in self._documents:
             content = self._documents[key]
         elif key in self._chunks:
-            content = self._checkpoint.read_chunk(*self._chunks[key])
+            content = self._read(self._chunks[key])
         else:
             return None
         return prototype.buffer.from_bytes(_cut(content, byte_range))
+
+    def _read(self, chunk: Chunk) -> bytes:
+        """Return a chunk as zarr stores it: padded, its checksum at the end."""
+        piece, (offset, shape) = chunk.piece, chunk.box
+        block = tuple(slice(o, o + s) for o, s in zip(offset, shape, strict=True))
+        content = np.zeros(piece.chunk_bytes, np.uint8)
+        values = content.view(stored_dtype(piece.array.dtype)).reshape(piece.chunk_shape)
+        values[tuple(slice(s) for s in shape)] = self._checkpoint.read(piece.array.name, block)
+        return content.tobytes() + crc32c(content.data).to_bytes(CHECKSUM_BYTES, "little")
 
     async def get_partial_values(
         self,
@@ -113,6 +128,19 @@ class CheckpointStore(Store):
     async def delete(self, key: str) -> None:
         """Refuse: a checkpoint never changes."""
         self._check_writable()
+
+
+def _whole_grid(array: ArrayRecord) -> PiecePlan:
+    """Return the one grid in which an array is shown, whatever pieces it is stored in."""
+    form = ArrayForm(array.name, array.dtype, array.shape)
+    box = whole_box(array.shape)
+    if array.chunk_shape is None:
+        return plan_piece(form, box)
+    return PiecePlan(form, box, array.chunk_shape)
+
+
+def _shapes(grid: PiecePlan) -> tuple[Shape, Shape]:
+    return grid.box.shape, grid.chunk_shape
 
 
 def _cut(content: bytes, part: ByteRequest | None) -> bytes:

@@ -16,6 +16,10 @@ def fill(directory, text):
         assert not (directory / "sub").exists() or (directory / "sub" / "file").read_text() != text
 
 
+def cannot_exchange(*_):
+    raise OSError(errno.ENOSYS, "not on this system")
+
+
 def names(directory):
     return sorted(path.name for path in directory.iterdir())
 
@@ -29,7 +33,7 @@ def test_a_directory_appears_whole(tmp_path):
 @pytest.mark.parametrize("can_exchange", [True, False])
 def test_an_old_one_is_replaced(tmp_path, monkeypatch, can_exchange):
     if not can_exchange:
-        monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+        monkeypatch.setattr(publish, "exchange", cannot_exchange)
     fill(tmp_path / "out", "old")
     (tmp_path / "out" / "more").write_text("old")
     fill(tmp_path / "out", "new")
@@ -49,7 +53,7 @@ def test_an_error_leaves_the_old_one_and_nothing_else(tmp_path):
 
 def test_the_old_one_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
     fill(tmp_path / "out", "old")
-    monkeypatch.setattr(publish, "_exchange", lambda *_: False)
+    monkeypatch.setattr(publish, "exchange", cannot_exchange)
     rename = publish.Path.rename
 
     def failing(self, target):

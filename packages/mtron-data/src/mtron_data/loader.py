@@ -16,12 +16,12 @@ _VERSION = 1
 
 
 class Loader:
-    """Iterates over micro-batches of a dataset.
+    """Iterates over micro-batches of a dataset, or over those of one data-parallel rank.
 
     The position is one number, the global sample cursor: how many samples the whole job has
-    consumed. Micro-batches are taken in order, so with several data-parallel ranks rank `r` takes
-    every `size`-th one from the `r`-th on and each advances the cursor by all of theirs; the
-    state stays the same number whatever the layout.
+    consumed. Micro-batches are taken in order: of each `dp_size` of them rank `dp_rank` reads its
+    own and no other, and all ranks advance the cursor by all of them. So the samples of a global
+    batch, their order and the state are the same whatever the number of ranks.
 
     A thread reads ahead. Close the loader, or use it as a context manager, to end it early.
 
@@ -33,6 +33,9 @@ class Loader:
             `cursor`.
         indices: sample indices to iterate over, instead of all in order.
         prefetch: batches to read ahead; 0 reads each when it is asked for.
+        dp_rank: number of this data-parallel rank.
+        dp_size: number of data-parallel ranks. At the end of a finite dataset some of them may
+            get a batch more than others.
 
     Raises:
         ValueError: an argument is wrong, or `state` belongs to other data, another seed, order or
@@ -48,14 +51,20 @@ class Loader:
         state: Mapping[str, Any] | None = None,
         indices: Sequence[int] | np.ndarray | None = None,
         prefetch: int = 2,
+        dp_rank: int = 0,
+        dp_size: int = 1,
     ) -> None:
         for name, value, least in (
             ("micro_batch_size", micro_batch_size, 1),
             ("cursor", cursor, 0),
             ("prefetch", prefetch, 0),
+            ("dp_rank", dp_rank, 0),
+            ("dp_size", dp_size, 1),
         ):
             if value < least:
                 raise ValueError(f"{name}: must be at least {least}, got {value}")
+        if dp_rank >= dp_size:
+            raise ValueError(f"dp_rank: must be less than dp_size = {dp_size}, got {dp_rank}")
         self._dataset = dataset
         self._micro_batch_size = micro_batch_size
         self._indices = None if indices is None else _checked(indices, dataset.num_samples)
@@ -72,7 +81,8 @@ class Loader:
         self._consumed = cursor
         self._planned = cursor
         self._prefetch = prefetch
-        self._pending: deque[Future[Batch]] = deque()
+        self._dp_rank, self._dp_size = dp_rank, dp_size
+        self._pending: deque[tuple[Future[Batch], int]] = deque()
         self._executor: ThreadPoolExecutor | None = None
         self._closed = False
 
@@ -92,13 +102,15 @@ class Loader:
         if self._closed:
             raise ValueError("loader: is closed; make a new one from its state")
         try:
-            batch = self._read()
+            batch, self._consumed = self._read()
+        except StopIteration:
+            self._consumed = self._planned
+            raise
         except BaseException:
             # The next call must give this very batch, or fail like this one.
             self._pending.clear()
             self._planned = self._consumed
             raise
-        self._consumed += len(batch["sample_ids"])
         return batch
 
     def close(self) -> None:
@@ -120,30 +132,36 @@ class Loader:
     ) -> None:
         self.close()
 
-    def _read(self) -> Batch:
+    def _read(self) -> tuple[Batch, int]:
+        """Return the next batch, and the cursor when all ranks have read theirs."""
         if self._prefetch == 0:
             if not len(indices := self._plan()):
                 raise StopIteration
-            return self._dataset.batch(indices)
+            return self._dataset.batch(indices), self._planned
         self._read_ahead()
         if not self._pending:
             raise StopIteration
-        batch = self._pending.popleft().result()
+        future, cursor = self._pending.popleft()
+        batch = future.result()
         self._read_ahead()
-        return batch
+        return batch, cursor
 
     def _read_ahead(self) -> None:
         while len(self._pending) < self._prefetch and len(indices := self._plan()):
             if self._executor is None:
                 self._executor = ThreadPoolExecutor(1, "mtron-data-prefetch")
-            self._pending.append(self._executor.submit(self._dataset.batch, indices))
+            self._pending.append(
+                (self._executor.submit(self._dataset.batch, indices), self._planned)
+            )
 
     def _plan(self) -> Sequence[int]:
         """Return the samples of the next micro-batch that nobody reads yet; none at the end."""
-        start, stop = self._planned, self._planned + self._micro_batch_size
+        size = self._micro_batch_size
+        start, after = self._planned + self._dp_rank * size, self._planned + self._dp_size * size
+        stop = start + size
         if self._end is not None:
-            stop = min(stop, self._end)
-        self._planned = stop
+            start, stop, after = (min(position, self._end) for position in (start, stop, after))
+        self._planned = after
         return range(start, stop) if self._indices is None else self._indices[start:stop].tolist()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from mtron_models.layout import Layout
 from mtron_models.registry import config_class
 
 
@@ -40,6 +41,10 @@ class ModelConfig(BaseModel, frozen=True):
     @abstractmethod
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
         """Return the global shape of every parameter by name; a tied one appears once."""
+
+    @abstractmethod
+    def layout(self) -> Layout:
+        """Return the layout table: patterns of parameter names to how they may be cut."""
 
     @abstractmethod
     def forward_flops_per_token(self, seq_len: int) -> int:

@@ -34,6 +34,8 @@ class Shard:
         replicate_if_fewer: whether several ranks may hold the same unit when there are more ranks
             than units (key and value heads).
         axis: the mesh axis that cuts: "tp", or "ep" for the experts of a mixture.
+        of: the configuration's field that counts the units of the dim, or of each segment, for
+            messages ("num_attention_heads"); empty where no field does.
     """
 
     dim: int
@@ -42,6 +44,7 @@ class Shard:
     pad: bool = False
     replicate_if_fewer: bool = False
     axis: Literal["tp", "ep"] = "tp"
+    of: str = ""
 
     def __post_init__(self) -> None:
         if self.dim < 0:
@@ -60,25 +63,29 @@ Layout: TypeAlias = "dict[str, Shard | Replicate]"
 
 
 def colwise(
-    unit: int = 1, *, segments: tuple[int, ...] = (), replicate_if_fewer: bool = False
+    unit: int = 1,
+    *,
+    segments: tuple[int, ...] = (),
+    replicate_if_fewer: bool = False,
+    of: str = "",
 ) -> Shard:
     """Cut a linear layer's outputs: rows of its `(out, in)` matrix, or its bias."""
-    return Shard(0, segments, unit, replicate_if_fewer=replicate_if_fewer)
+    return Shard(0, segments, unit, replicate_if_fewer=replicate_if_fewer, of=of)
 
 
-def rowwise(unit: int = 1) -> Shard:
+def rowwise(unit: int = 1, *, of: str = "") -> Shard:
     """Cut a linear layer's inputs: columns of its `(out, in)` matrix; outputs are partial sums."""
-    return Shard(1, unit=unit)
+    return Shard(1, unit=unit, of=of)
 
 
-def vocab() -> Shard:
+def vocab(*, of: str = "") -> Shard:
     """Cut an embedding or an output head by tokens; the vocabulary may be padded."""
-    return Shard(0, pad=True)
+    return Shard(0, pad=True, of=of)
 
 
-def expert() -> Shard:
+def expert(*, of: str = "") -> Shard:
     """Cut stacked experts `(experts, ...)`: whole experts go to ranks of the "ep" axis."""
-    return Shard(0, axis="ep")
+    return Shard(0, axis="ep", of=of)
 
 
 def sequence() -> Replicate:

@@ -16,7 +16,7 @@ from mtron_train.config import RunConfig
 def global_batch(
     loader: Iterator[Batch], config: RunConfig, step: int, device: torch.device
 ) -> list[MicroBatch]:
-    """Take the micro-batches of one optimizer step from `loader`.
+    """Take this rank's micro-batches of one optimizer step from `loader`.
 
     Args:
         loader: yields arrays `[micro batch, seq]`.
@@ -25,7 +25,7 @@ def global_batch(
         device: where they go.
     """
     return [
-        micro_batch(next(loader), config, device, step) for _ in range(config.data.num_microbatches)
+        micro_batch(next(loader), config, device, step) for _ in range(config.num_microbatches)
     ]
 
 

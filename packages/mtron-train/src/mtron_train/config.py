@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, SerializeAsAny
 
 from mtron_models import ModelConfig
 from mtron_optim import KernelConfig, OptimConfig, ScheduleConfig
+from mtron_parallel import ParallelConfig
 
 
 class Section(BaseModel):
@@ -43,14 +44,9 @@ class DataSection(Section):
     global_batch_size: int = Field(gt=0)
     """Samples per optimizer step."""
     micro_batch_size: int | None = Field(default=None, gt=0)
-    """Samples that go through the model at once; none: the whole global batch."""
+    """Samples that go through the model at once; none: a data-parallel rank's whole share."""
     mask_documents: bool = False
     """Whether tokens attend only within their own document."""
-
-    @property
-    def num_microbatches(self) -> int:
-        """Micro-batches per optimizer step."""
-        return self.global_batch_size // (self.micro_batch_size or self.global_batch_size)
 
 
 class CheckpointSection(Section):
@@ -95,7 +91,19 @@ class RunConfig(Section):
     data: DataSection
     optim: OptimConfig
     schedule: ScheduleConfig
+    parallel: ParallelConfig = ParallelConfig()
+    """How the run is spread over processes; its numbers do not depend on it."""
     kernels: KernelConfig = KernelConfig()
     checkpoint: CheckpointSection = CheckpointSection()
     validation: ValidationSection = ValidationSection()
     log: LogSection = LogSection()
+
+    @property
+    def micro_batch_size(self) -> int:
+        """Samples that go through the model at once."""
+        return self.data.micro_batch_size or self.data.global_batch_size // self.parallel.dp
+
+    @property
+    def num_microbatches(self) -> int:
+        """Micro-batches per optimizer step and data-parallel rank."""
+        return self.data.global_batch_size // (self.micro_batch_size * self.parallel.dp)

@@ -9,6 +9,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from mtron_models import ModelConfig, config_from_dict
+from mtron_parallel import ParallelConfig
 from mtron_train.config import RunConfig
 
 
@@ -21,13 +22,16 @@ class ConfigError(ValueError):
         super().__init__("\n  ".join([f"{source}: {count} in the configuration", *violations]))
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def load_config(
+    path: str | Path, overrides: Sequence[str] = (), world_size: int = 1
+) -> RunConfig:
     """Read a run's configuration.
 
     Args:
         path: a TOML file.
         overrides: `section.field=value` each, the value in TOML syntax (what is not TOML is
             taken as a string); they replace what the file says before the one validation.
+        world_size: processes that the run is for.
 
     Raises:
         ConfigError: the file is missing, is not TOML, or does not describe a legal run.
@@ -42,11 +46,21 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise ConfigError(str(path), [f"is not TOML: {error}"]) from None
     for override in overrides:
         _apply_override(data, override)
-    return config_from_mapping(data, source=str(path))
+    return config_from_mapping(data, str(path), world_size)
 
 
-def config_from_mapping(data: Mapping[str, Any], source: str = "configuration") -> RunConfig:
+def config_from_mapping(
+    data: Mapping[str, Any], source: str = "configuration", world_size: int = 1
+) -> RunConfig:
     """Validate nested dictionaries as a `RunConfig`.
+
+    Args:
+        data: sections with their fields.
+        source: where they come from, for messages.
+        world_size: processes that the run is for.
+
+    Returns:
+        The configuration with everything filled in that follows from the rest.
 
     Raises:
         ConfigError: with every violation, `source` named in front.
@@ -59,24 +73,24 @@ def config_from_mapping(data: Mapping[str, Any], source: str = "configuration") 
         found = [e for e in error.errors(include_url=False) if e["loc"][0] != "model"]
         violations += [_describe(item, RunConfig) for item in found]
         raise ConfigError(source, violations) from None
-    violations += check(config)
+    violations += check(config, world_size)
     if violations:
         raise ConfigError(source, violations)
-    return config.model_copy(update={"schedule": config.schedule.resolve(config.run.steps)})
+    resolved = {
+        "schedule": config.schedule.resolve(config.run.steps),
+        "parallel": config.parallel.resolve(world_size),
+    }
+    return config.model_copy(update=resolved)
 
 
-def check(config: RunConfig) -> list[str]:
+def check(config: RunConfig, world_size: int = 1) -> list[str]:
     """Return every violation that involves more than one field, with its remedy."""
-    found = []
     data = config.data
-    micro = data.micro_batch_size
-    if micro is not None and data.global_batch_size % micro:
-        whole = data.global_batch_size
-        divisors = [n for n in range(1, whole + 1) if whole % n == 0]
-        found.append(
-            f"data.micro_batch_size: {micro} does not divide data.global_batch_size = {whole}; "
-            f"use {_join(divisors)}"
-        )
+    found = config.parallel.check(world_size, config.model)
+    if not config.parallel.check(world_size):
+        parallel = config.parallel.resolve(world_size)
+        found += _batch_violations(data.global_batch_size, data.micro_batch_size, parallel.dp)
+        found += _optimizer_violations(config.optim.kind, parallel)
     longest = getattr(config.model, "max_position_embeddings", None)
     if longest is not None and data.seq_len > longest:
         found.append(
@@ -90,6 +104,41 @@ def check(config: RunConfig) -> list[str]:
             problems = [item["msg"].removeprefix("Value error, ") for item in error.errors()]
             found += [f"schedule.{problem}" for problem in problems]
     return found
+
+
+def _batch_violations(whole: int, micro: int | None, dp: int) -> list[str]:
+    """Check that every data-parallel rank gets equally many micro-batches."""
+    if whole % dp:
+        nearest = [n for n in (whole // dp * dp, (whole // dp + 1) * dp) if n]
+        return [
+            f"data.global_batch_size: {whole} samples cannot be shared by {dp} data-parallel ranks; "
+            f"use {_join(nearest)}, or {_join(_divisors(whole))} such ranks"
+        ]
+    if micro is not None and whole // dp % micro:
+        share = f"data.global_batch_size = {whole}"
+        if dp > 1:
+            share += f" / {dp} data-parallel ranks = {whole // dp}"
+        return [
+            f"data.micro_batch_size: {micro} does not divide {share}; "
+            f"use {_join(_divisors(whole // dp))}"
+        ]
+    return []
+
+
+def _optimizer_violations(kind: str, parallel: ParallelConfig) -> list[str]:
+    """Check that the optimizer can update parts of matrices where a rank holds only parts."""
+    divided = {"parallel.tp": parallel.tp > 1, "parallel.zero": parallel.zero and parallel.dp > 1}
+    causes = [name for name, holds in divided.items() if holds]
+    if kind != "muon" or not causes:
+        return []
+    return [
+        f'optim.kind: "muon" needs whole matrices, but {" and ".join(causes)} divide them; use '
+        '"adamw", or parallel.tp = 1 with parallel.zero = 0'
+    ]
+
+
+def _divisors(number: int) -> list[int]:
+    return [n for n in range(1, number + 1) if number % n == 0]
 
 
 def _model_config(section: Any, violations: list[str]) -> ModelConfig | None:

@@ -5,9 +5,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from mtron_models import flops_per_token
 from mtron_optim import measure_matmul_peak
 from mtron_train.assembly import Run
+from mtron_train.config import RunConfig
 from mtron_train.interrupt import StopRequest
 from mtron_train.meter import Meter
 from mtron_train.metrics import JsonLinesSink, MetricSink, TensorBoardSink
@@ -57,13 +60,12 @@ class _Loop:
         self.directory = Path(config.run.directory)
         self.directory.mkdir(parents=True, exist_ok=True)
         self.validation = Validation(config) if config.data.validation else None
-        self.sinks: list[MetricSink] = [JsonLinesSink(self.directory, state.step)]
-        if config.log.tensorboard:
-            self.sinks.append(TensorBoardSink(self.directory, state.step))
-        device = state.model.mesh.device
+        self.is_first = run.job.rank == 0
+        self.sinks = _sinks(config, state.step) if self.is_first else []
+        peak = measure_matmul_peak(state.model.mesh.device, getattr(torch, config.run.dtype))
         self.meter = Meter(
             flops_per_token(config.model, config.data.seq_len),
-            measure_matmul_peak(device, state.model.shards()[0].tensor.dtype),
+            peak * run.job.world_size,  # all processes measure at once, each its share
             config.optim.lr,
         )
 
@@ -75,7 +77,7 @@ class _Loop:
             for sink in self.sinks:
                 cleanup.callback(sink.close)
             self.meter.start()
-            while state.step < total and not self.stop.requested:
+            while state.step < total and not self.run_.job.any(self.stop.requested):
                 self._record(train_step(state, self.config))
                 self._every(self.config.validation.every_steps, self._validate)
                 self._every(self.config.checkpoint.every_steps, self._save)
@@ -126,5 +128,13 @@ class _Loop:
             return
         self.run_.checkpoints.save(*snapshot(self.state, self.config))
         self.saved_step = self.state.step
-        if self.config.log.plot:
+        if self.config.log.plot and self.is_first:
             plot_curves(self.directory)
+
+
+def _sinks(config: RunConfig, step: int) -> list[MetricSink]:
+    directory = Path(config.run.directory)
+    sinks: list[MetricSink] = [JsonLinesSink(directory, step)]
+    if config.log.tensorboard:
+        sinks.append(TensorBoardSink(directory, step))
+    return sinks

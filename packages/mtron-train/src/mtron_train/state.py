@@ -10,7 +10,7 @@ from mtron_ckpt import Checkpoint, LocalArray, Metadata
 from mtron_ckpt.torch_io import from_torch, to_torch
 from mtron_data import Loader
 from mtron_optim import export_state, load_state
-from mtron_parallel import Block, ParallelModel
+from mtron_parallel import Block, ParallelModel, ParameterShard
 from mtron_train.config import RunConfig
 
 TOKENIZER_FILES = (
@@ -42,15 +42,22 @@ class TrainState:
     loader: Loader
 
 
-def snapshot(state: TrainState, config: RunConfig) -> tuple[dict[str, list[LocalArray]], Metadata]:
-    """Describe everything that a checkpoint of `state` holds; the arrays share its memory."""
-    placements = state.model.placements()
-    tensors = {f"param/{s.name}": s.tensor.detach() for s in state.model.shards()}
-    optimizer_tensors, scalars = export_state(state.optimizer)
-    arrays = {
-        name: _local_arrays(tensor, placements[name.partition("/")[2]].blocks)
-        for name, tensor in {**tensors, **optimizer_tensors}.items()
-    }
+Arrays = dict[str, list[LocalArray]]
+
+
+def snapshot(state: TrainState, config: RunConfig) -> tuple[Arrays, Metadata]:
+    """Describe what a checkpoint of `state` holds of this rank; the arrays share its memory."""
+    shards = {shard.name: shard for shard in state.model.shards()}
+    tensors, scalars = export_state(state.optimizer)
+    arrays: Arrays = {}
+    for name, shard in shards.items():
+        arrays[f"param/{name}"] = _local_arrays(shard, shard.tensor.detach())
+    for full_name, tensor in tensors.items():
+        arrays[full_name] = _local_arrays(shards[full_name.partition("/")[2]], tensor)
+    if scalars["fresh"]:
+        # No rank has updated anything yet; the others' parameters are as fresh as these.
+        assert not tensors, "every parameter has a gradient in every step"
+        scalars = {**scalars, "fresh": list(state.model.placements())}
     metadata = Metadata(
         step=state.step,
         config=config.model_dump(mode="json"),
@@ -59,7 +66,7 @@ def snapshot(state: TrainState, config: RunConfig) -> tuple[dict[str, list[Local
             "loader": state.loader.state(),
             "optimizer": scalars,
         },
-        layout={"world_size": 1},
+        layout=config.parallel.model_dump(mode="json"),
         assets=_tokenizer_assets(Path(config.data.train)),
     )
     return arrays, metadata
@@ -68,11 +75,19 @@ def snapshot(state: TrainState, config: RunConfig) -> tuple[dict[str, list[Local
 def restore(state: TrainState, checkpoint: Checkpoint) -> None:
     """Give `state` the optimizer state and position of `checkpoint` (the model is filled already).
 
+    Each rank reads what it holds, however the run that saved was laid out.
+
     Raises:
         ValueError: the checkpoint belongs to another optimizer.
     """
-    names = [n for n in checkpoint.names() if not n.startswith("param/")]
-    tensors = {name: to_torch(checkpoint.read(name)) for name in names}
+    stored = set(checkpoint.names())
+    kinds = sorted({name.partition("/")[0] for name in stored} - {"param"})
+    tensors = {
+        f"{kind}/{shard.name}": _read_like(checkpoint, f"{kind}/{shard.name}", shard)
+        for shard in state.model.shards()
+        for kind in kinds
+        if f"{kind}/{shard.name}" in stored
+    }
     load_state(state.optimizer, tensors, checkpoint.state["optimizer"])
     state.step = int(checkpoint.state["train"]["step"])
     state.tokens = int(checkpoint.state["train"]["tokens"])
@@ -83,10 +98,19 @@ def read_block(checkpoint: Checkpoint, name: str, block: Block) -> torch.Tensor:
     return to_torch(checkpoint.read(f"param/{name}", block.slices))
 
 
-def _local_arrays(tensor: torch.Tensor, blocks: tuple[Block, ...]) -> list[LocalArray]:
-    array = from_torch(tensor)
-    (block,) = blocks
-    return [LocalArray(array, tuple(tensor.shape), block.offset)]
+def _read_like(checkpoint: Checkpoint, name: str, shard: ParameterShard) -> torch.Tensor:
+    """Read what belongs to a shard into a tensor of its shape."""
+    values = torch.zeros_like(shard.tensor)
+    for block, view in shard.blocks_of(values):
+        view.copy_(to_torch(checkpoint.read(name, block.slices)))
+    return values
+
+
+def _local_arrays(shard: ParameterShard, tensor: torch.Tensor) -> list[LocalArray]:
+    return [
+        LocalArray(from_torch(view), shard.placement.global_shape, block.offset)
+        for block, view in shard.blocks_of(tensor)
+    ]
 
 
 def _tokenizer_assets(dataset: Path) -> Mapping[str, bytes]:

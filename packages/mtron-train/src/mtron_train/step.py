@@ -39,7 +39,8 @@ def train_step(state: TrainState, config: RunConfig) -> StepResult:
     scale = learning_rate_scale(config.schedule, state.step)
     set_learning_rate(state.optimizer, scale)
     state.optimizer.step()
-    tokens = sum(batch.inputs.numel() for batch in batches)
+    model.publish()
+    tokens = sum(batch.inputs.numel() for batch in batches) * model.mesh.size("dp")
     state.step += 1
     state.tokens += tokens
     return StepResult(stats.loss, float(norm), scale, tokens)

@@ -26,5 +26,7 @@ class Validation:
             self._dataset,
             micro_batch_size=config.validation.batch_size,
             indices=evenly_spaced(len(self._dataset), max_samples),
+            dp_rank=model.mesh.rank("dp"),
+            dp_size=model.mesh.size("dp"),
         )
         return model.evaluate(evaluation_batches(loader, config, model.mesh.device))

@@ -1,18 +1,13 @@
 """A directory that appears under its name whole or not at all."""
 
-import ctypes
 import errno
 import os
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from mtron_ckpt.storage import make_directory, remove_tree, sync_directory
-
-_AT_FDCWD = -100
-_RENAME_EXCHANGE = 2
+from mtron_ckpt.storage import exchange, make_directory, remove_tree, sync_directory
 
 
 def check_destination(
@@ -75,9 +70,15 @@ def publish_directory(destination: Path) -> Iterator[Path]:
 
 def _replace(staging: Path, destination: Path) -> None:
     """Puts `staging` in the place of `destination` and removes what was there."""
-    if _exchange(staging, destination):
+    try:
+        exchange(staging, destination)
+    except OSError:  # not every system and file system can
+        _replace_in_two_steps(staging, destination)
+    else:
         remove_tree(staging)
-        return
+
+
+def _replace_in_two_steps(staging: Path, destination: Path) -> None:
     old = destination.with_name(f"{destination.name}.old-{uuid.uuid4().hex[:8]}")
     destination.rename(old)
     try:
@@ -86,17 +87,6 @@ def _replace(staging: Path, destination: Path) -> None:
         old.rename(destination)
         raise
     remove_tree(old)
-
-
-def _exchange(first: Path, second: Path) -> bool:
-    """Exchanges two names in one step; False where system or file system cannot."""
-    if sys.platform != "linux":
-        return False
-    rename = getattr(ctypes.CDLL(None), "renameat2", None)
-    if rename is None:
-        return False
-    names = os.fsencode(first), os.fsencode(second)
-    return rename(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE) == 0
 
 
 def _sync_tree(root: Path) -> None:

@@ -5,6 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from mtron_models.config import ModelConfig
+from mtron_models.layout import Layout
+from mtron_models.llama.layout import layout
 
 _Config = dict[str, Any]
 
@@ -123,6 +125,10 @@ class LlamaConfig(ModelConfig, frozen=True):
         if not self.tie_word_embeddings:
             shapes["head.weight"] = (self.vocab_size, hidden)
         return shapes
+
+    def layout(self) -> Layout:
+        """Return the layout table: patterns of parameter names to how they may be cut."""
+        return layout(self)
 
     def forward_flops_per_token(self, seq_len: int) -> int:
         """Return `2 * matrix elements + layers * 4 * seq_len * heads * head_dim`.

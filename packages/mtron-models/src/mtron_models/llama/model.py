@@ -20,7 +20,6 @@ from mtron_models.layers.norm import RMSNorm
 from mtron_models.layers.rotary import RotaryTable
 from mtron_models.layout import Layout
 from mtron_models.llama.config import LlamaConfig
-from mtron_models.llama.layout import layout
 
 NO_CONTEXT = Context()
 
@@ -124,7 +123,7 @@ class Llama(nn.Module):
 
     def layout(self) -> Layout:
         """Return the layout table: patterns of parameter names to how they may be cut."""
-        return layout(self.config)
+        return self.config.layout()
 
     def init_rules(self) -> dict[str, Rule]:
         """Return patterns of parameter names to how they are initialized; the first match counts.

@@ -1,0 +1,204 @@
+"""The ends of a model cut by the vocabulary: embedding, output head, cross-entropy.
+
+Each rank holds a run of the vocabulary's rows, the last ranks perhaps padded: rows beyond the
+vocabulary are never looked up, and their logits never count.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mtron_parallel.collectives import Group, all_reduce, gathered
+from mtron_parallel.cuts import Cut
+from mtron_parallel.local import LocalParameter
+
+
+class Passage(Protocol):
+    """How activations enter and leave the products of a tensor-parallel group."""
+
+    @property
+    def group(self) -> Group:
+        """The ranks that share each product."""
+        ...
+
+    def enter(self, x: Tensor) -> Tensor:
+        """Let `x` enter products with cut columns."""
+        ...
+
+    def leave(self, x: Tensor) -> Tensor:
+        """Sum partial results."""
+        ...
+
+
+def attach_embedding(
+    name: str, module: nn.Embedding, local: LocalParameter, passage: Passage
+) -> None:
+    """Let every rank look up the tokens that it has, and sum.
+
+    Args:
+        name: of the module.
+        module: holds this rank's rows.
+        local: its weight.
+        passage: where the sum goes.
+
+    Raises:
+        ValueError: it is cut along another dim, or does more than look up.
+    """
+    if local.dim != 0 or len(local.cut.blocks) > 1:
+        raise ValueError(
+            f"layout: {local.name} of an embedding can be cut in runs of its rows only, got "
+            f"{local.rule}; use Shard(0, pad=True)"
+        )
+    if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
+        raise ValueError(
+            f"{name}: an embedding that is cut takes no max_norm, scale_grad_by_freq or sparse, "
+            f"got {module}; leave these out, or use Replicate for {local.name}"
+        )
+    first, count = _rows(local.cut)
+    if module.padding_idx is not None:
+        place = module.padding_idx - first
+        module.padding_idx = place if 0 <= place < count else None
+    foreign: list[Tensor] = []
+
+    def localize(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Tensor]:
+        tokens = arguments[0] - first
+        outside = (tokens < 0) | (tokens >= count)
+        foreign.append(outside)
+        return (tokens.masked_fill(outside, 0),)
+
+    def combine(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        return passage.leave(output.masked_fill(foreign.pop()[..., None], 0))
+
+    module.register_forward_pre_hook(localize)
+    module.register_forward_hook(combine)
+
+
+def attach_head(
+    model: nn.Module, head: nn.Linear, local: LocalParameter, passage: Passage
+) -> None:
+    """Let the loss be computed from each rank's part of the logits; called by itself, the head
+    returns all logits.
+
+    The loss is attached at `model.head_loss`, a module called with (head, hidden, labels) whose
+    `op(logits, labels)` is the loss per token; without one the head always returns all logits.
+
+    Args:
+        model: whose head it is.
+        head: holds this rank's rows.
+        local: its weight.
+        passage: where hidden states come from.
+
+    Raises:
+        ValueError: `model.head_loss` has no `op`.
+    """
+    vocab_size, group = local.global_shape[0], passage.group
+
+    def enter(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (passage.enter(arguments[0]), *arguments[1:])
+
+    def join(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        return _JoinVocabulary.apply(output, group, vocab_size)  # pyright: ignore[reportReturnType]
+
+    head.register_forward_pre_hook(enter)
+    head.register_forward_hook(join)
+    loss = getattr(model, "head_loss", None)
+    if loss is None:
+        return
+    if not isinstance(loss, nn.Module) or not hasattr(loss, "op"):
+        raise ValueError(
+            f"head_loss: must be a module with the loss per token as its op(logits, labels), got "
+            f"{loss!r}; without the attribute head_loss the head gives all logits"
+        )
+
+    def enter_loss(module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        layer, hidden, *others = arguments
+        assert layer is head, "the loss is computed with the model's own head"
+        return (layer.forward, passage.enter(hidden), *others)  # forward: without the hooks above
+
+    loss.register_forward_pre_hook(enter_loss)
+    loss.op = vocabulary_cross_entropy(local.cut, group)
+
+
+def vocabulary_cross_entropy(cut: Cut, group: Group) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a cross-entropy over logits that are divided by the vocabulary.
+
+    Args:
+        cut: which rows of the vocabulary this rank has.
+        group: the ranks that have all of them.
+
+    Returns:
+        `(logits [tokens, local rows], labels [tokens]) -> loss [tokens]` in nats, at least fp32.
+    """
+    first, count = _rows(cut)
+
+    def op(logits: Tensor, labels: Tensor) -> Tensor:
+        return _CrossEntropy.apply(logits, labels, group, first, count)  # pyright: ignore[reportReturnType]
+
+    return op
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """-log softmax(logits)[label], with the largest logit, the sum and the label's logit reduced.
+
+    Reference: Shoeybi et al., arXiv:1909.08053, section 3 (fused with the output embedding).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, logits: Tensor, labels: Tensor, group: Group, first: int, count: int
+    ) -> Tensor:
+        dtype = torch.promote_types(logits.dtype, torch.float32)
+        values = logits[:, :count].to(dtype)
+        largest = values.new_full((len(labels),), -torch.inf)
+        if count:
+            largest = values.amax(dim=-1)
+        all_reduce(largest, group, maximum=True).wait()
+        values = values - largest[:, None]
+        here = (labels >= first) & (labels < first + count)
+        own = (labels - first).masked_fill(~here, 0)
+        target = torch.zeros_like(largest)
+        if count:
+            target = values.gather(1, own[:, None])[:, 0].masked_fill(~here, 0)
+        values.exp_()
+        sums = torch.stack((values.sum(dim=-1), target))
+        all_reduce(sums, group).wait()
+        ctx.save_for_backward(values.div_(sums[0][:, None]), own, here)
+        ctx.width, ctx.dtype = logits.shape[1], logits.dtype
+        return sums[0].log() - sums[1]
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None, None]:
+        softmax, own, here = ctx.saved_tensors
+        gradient = softmax * gradients[0][:, None]
+        if softmax.shape[1]:
+            gradient.scatter_add_(1, own[:, None], -(gradients[0] * here)[:, None])
+        padding = ctx.width - softmax.shape[1]
+        if padding:
+            gradient = torch.nn.functional.pad(gradient, (0, padding))
+        return gradient.to(ctx.dtype), None, None, None, None
+
+
+class _JoinVocabulary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, logits: Tensor, group: Group, total: int) -> Tensor:
+        ctx.group, ctx.width = group, logits.shape[-1]
+        parts = gathered(logits.contiguous(), group)
+        return parts.movedim(0, -2).flatten(-2)[..., :total].contiguous()
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        (gradient,) = gradients
+        missing = ctx.group.size * ctx.width - gradient.shape[-1]
+        gradient = torch.nn.functional.pad(gradient, (0, missing))
+        start = ctx.group.rank * ctx.width
+        return gradient[..., start : start + ctx.width], None, None
+
+
+def _rows(cut: Cut) -> tuple[int, int]:
+    """Return the first row of the vocabulary that a rank has, and how many it has."""
+    if not cut.blocks:
+        return 0, 0
+    (block,) = cut.blocks
+    return block.offset[0], block.shape[0]
