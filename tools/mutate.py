@@ -18,6 +18,7 @@ from repository import ROOT
 
 TESTS_FAILED = 1
 LIMIT_SECONDS = 600
+OPTIONS = ("-q", "-x", "-p", "no:cacheprovider", "-m", "not slow")
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def run_tests(tests: tuple[str, ...], shadow: Path | None = None) -> subprocess.
     if shadow is not None:
         environment["PYTHONPATH"] = str(shadow)
     return subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", *OPTIONS, *tests],
         cwd=ROOT,
         env=environment,
         capture_output=True,

@@ -60,7 +60,7 @@ def example(corpus):
 def configured(data, layout, directory, dtype, micro_batch_size=2):
     return {
         **data,
-        "run": {**data.get("run", {}), "directory": str(directory), "steps": 40, "dtype": dtype},
+        "run": {"steps": 40, **data.get("run", {}), "directory": str(directory), "dtype": dtype},
         "data": {
             **{key: value for key, value in data["data"].items() if key != "validation"},
             "micro_batch_size": micro_batch_size,

@@ -17,13 +17,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import bytes_sent
+import memory_used
 import tensor_parallel_speed
+import zero_speed
 from machine import describe
 from ranks import Ranks
 from rich.console import Console
 
 SECTIONS = {
     "tp": tensor_parallel_speed.run,
+    "zero": zero_speed.run,
+    "bytes": bytes_sent.run,
+    "memory": memory_used.run,
 }
 
 
@@ -50,7 +56,7 @@ def main() -> None:
         for name in options.only:
             outcome = SECTIONS[name](jobs, options.quick, console)
             for check in outcome.checks:
-                console.print(str(check), markup=False)
+                console.print(str(check), markup=False, soft_wrap=True)
             met = met and all(check.is_met or check.is_aim for check in outcome.checks)
             sections[name] = outcome.rows
     if options.output:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import torch
 from contenders import random_batches
@@ -29,7 +30,7 @@ def whole_llama(shape: Shape) -> nn.Module:
 
 def llama_on_mesh(shape: Shape, layout: ParallelConfig) -> ParallelModel:
     """Build the same model over all ranks of the job; every rank calls this."""
-    model = build(LlamaConfig(**shape.model_fields()))
+    model: Any = build(LlamaConfig(**shape.model_fields()))
     draw = initial_values(model, SEED)
     parallel = parallelize(model, Mesh.over(layout, "cpu"), model.layout())
     parallel.fill(lambda name, block: draw(name, block.offset, block.shape))

@@ -33,7 +33,7 @@ class Ranks:
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         meeting_place = str(Path(self._folder.name) / "store")
-        self._connections: list[Connection] = []
+        self._connections: list[Any] = []
         self._processes = []
         for rank in range(size):
             connection, child = context.Pipe()

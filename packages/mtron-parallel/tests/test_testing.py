@@ -14,6 +14,9 @@ import torch.distributed as dist
 from mtron_parallel.pool_server import PoolServer
 from mtron_parallel.testing import WorkersFailed
 
+# Far below the minute that a run may take, far above what a busy machine needs.
+LIMIT_SECONDS = 15
+
 
 @dataclass
 class Point:
@@ -137,7 +140,7 @@ def test_an_exception_ends_the_run_and_is_shown(workers):
     assert "in raise_on\n" in text
     assert "KeyError: 'no such weight'" in text
     assert text.rstrip().endswith("ranks 0, 2 of 3: did not return either, and was ended.")
-    assert seconds < 3
+    assert seconds < LIMIT_SECONDS
     assert workers.run(rank_sum, 3, 0.0) == [(r, 3, 3.0) for r in range(3)]
 
 
@@ -146,7 +149,7 @@ def test_equal_exceptions_are_shown_once(workers):
     assert text.startswith("ranks ")
     assert sorted(text.partition(" of 3")[0][len("ranks ") :].split(", ")) == ["0", "1", "2"]
     assert text.count("ValueError: the same") == 1
-    assert seconds < 1
+    assert seconds < LIMIT_SECONDS
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,7 @@ def test_a_death_comes_before_the_connections_that_it_broke(workers, number, wha
     text, seconds = failure(workers, die_on, 3, 2, number)
     assert text.startswith(f"rank 2 of 3:\nThe process {what}.\n")
     assert "in all_reduce" in text, "what the others ran into"
-    assert seconds < 3
+    assert seconds < LIMIT_SECONDS
     assert workers.run(rank_sum, 3, 0.0) == [(r, 3, 3.0) for r in range(3)]
 
 
@@ -174,14 +177,14 @@ def test_a_hang_ends_with_every_stack(workers):
     assert " in sleep_on\n" in first
     assert " in sleep_on\n" in second
     assert "rank 2 of 3: returned." in second
-    assert seconds < 3
+    assert seconds < LIMIT_SECONDS
     assert workers.run(rank_sum, 3, 0.0) == [(r, 3, 3.0) for r in range(3)]
 
 
 def test_a_hang_that_holds_the_lock_of_python_shows_its_stack(workers):
     text, seconds = failure(workers, hold_lock, 2, timeout_seconds=0.5)
     assert " in hold_lock\n" in text.partition("rank 1 of 2 is here:")[2]
-    assert seconds < 3
+    assert seconds < LIMIT_SECONDS
 
 
 def test_warnings_are_errors(workers):
@@ -195,10 +198,9 @@ def test_a_result_that_cannot_be_sent_is_a_failure(workers):
 def test_what_cannot_run_is_refused_before_it_starts(workers):
     with pytest.raises(ValueError, match=r"find it by name in a file, got .*<lambda>"):
         workers.run(lambda: 1, 2)
-    with pytest.raises(ValueError, match=r"1 to 8 ranks, got 9"):
-        workers.run(rank_sum, 9, 1.0)
-    with pytest.raises(ValueError, match=r"1 to 8 ranks, got 0"):
-        workers.run(rank_sum, 0, 1.0)
+    for count in (0, 99):
+        with pytest.raises(ValueError, match=rf"runs 1 to \d+ ranks, got {count}; make it with"):
+            workers.run(rank_sum, count, 1.0)
 
 
 def test_no_process_outlives_the_server():

@@ -17,6 +17,8 @@ from mtron_ckpt.steps import discard, place_step, step_name, temporary_name
 from mtron_ckpt.storage import if_abandoned, is_same, make_directory, own, remove_tree
 from mtron_ckpt.writers import Writers
 
+_COORDINATOR_ADVANTAGE = 1.1
+"""Whoever waits for the commit waits longer than writer 0, so that there is one verdict."""
 _log = logging.getLogger(__name__)
 
 
@@ -121,7 +123,7 @@ class SharedStep:
         self._closed = True
         if error is not None and not self._committed and not self._left:
             try:
-                self._withdraw(error)
+                self._withdraw(error.error if isinstance(error, PeerError) else error)
             except OSError as trouble:
                 _log.warning("%s: could not be given up properly: %s", self.path, trouble)
         self._board.close()
@@ -208,7 +210,8 @@ class SharedStep:
 
     def _wait_for_commit(self) -> None:
         """Wait until writer 0 has given the directory its final name."""
-        patience = Patience(self._writers.timeout_seconds, self._writers.count)
+        timeout = _COORDINATOR_ADVANTAGE * self._writers.timeout_seconds
+        patience = Patience(timeout, self._writers.count)
         while True:
             ended = self._board.presence(0) in (Presence.GONE, Presence.ABSENT)
             names = self._board.names()
@@ -222,9 +225,9 @@ class SharedStep:
                 self._left = True
                 raise self._failure("this process ended before writer 0 had committed it")
             if not patience.pause(names):
-                raise self._failure(
-                    f"writer 0 did not commit it for {self._writers.timeout_seconds:g} seconds"
-                )
+                others = self._writers.others
+                late = [rank for rank in others if f"done-{rank}.json" not in names] or [0]
+                raise self._failure(f"{_writers(late)} gave no sign for {timeout:g} seconds")
 
     @property
     def _must_end(self) -> bool:

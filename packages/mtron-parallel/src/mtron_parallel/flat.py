@@ -80,13 +80,20 @@ def plan_flat(tensors: Sequence[tuple[int, int]], ranks: int) -> FlatLayout:
         ranks: number of equal segments.
     """
     total = sum(rows * width for rows, width in tensors)
+    widest = max((width for _, width in tensors), default=0)
     multiple = ALIGNMENT
-    segment = _up(-(-total // ranks), multiple)
+    segment = _up(max(-(-total // ranks), widest), multiple)
     while True:
-        slots, needed = _place(tensors, segment)
-        if segment % needed:
-            multiple = lcm(multiple, needed)
-            segment = _up(segment, multiple)
+        slots, cut_twice = _place(tensors, segment)
+        whole_rows = lcm(*(slot.width for slot in cut_twice))
+        if segment % whole_rows:
+            enough = _up(max(slot.rows * slot.width for slot in cut_twice), multiple)
+            multiple_of_rows = lcm(multiple, whole_rows)
+            if _up(segment, multiple_of_rows) <= enough:
+                multiple = multiple_of_rows
+                segment = _up(segment, multiple)
+            else:
+                segment = enough
             continue
         excess = (slots[-1].stop if slots else 0) - segment * ranks
         if excess <= 0:
@@ -161,26 +168,28 @@ def _by_width(
     ]
 
 
-def _place(tensors: Sequence[tuple[int, int]], segment: int) -> tuple[tuple[Slot, ...], int]:
-    """Place tensors one after another, each cut on a row.
+def _place(
+    tensors: Sequence[tuple[int, int]], segment: int
+) -> tuple[tuple[Slot, ...], list[Slot]]:
+    """Place tensors one after another, so that the first cut in each falls on a row.
 
     Returns:
-        The slots, and a number that the segment must be a multiple of: where two cuts fall into
-        one tensor, both are on rows only if its width divides the segment.
+        The slots, and those with more than one cut: the others fall on rows only if the width
+        divides the segment.
     """
-    slots, end, needed = [], 0, 1
+    slots: list[Slot] = []
+    cut_twice: list[Slot] = []
+    end = 0
     for index, (rows, width) in enumerate(tensors):
         start, size = _up(end, ALIGNMENT), rows * width
         cut = (start // segment + 1) * segment
         if start + size > cut:
             start += (cut - start) % width
-            if start == cut:
-                cut += segment
-            if start + size > cut + segment or (start + size > cut and start % segment == 0):
-                needed = lcm(needed, width)
         slots.append(Slot(index, start, rows, width))
         end = start + size
-    return tuple(slots), needed
+        if end > cut + segment:
+            cut_twice.append(slots[-1])
+    return tuple(slots), cut_twice
 
 
 def _up(value: int, multiple: int) -> int:

@@ -40,9 +40,9 @@ def launch(command: Sequence[str], nproc: int, *, grace_seconds: float = 3.0) ->
     """Run `nproc` processes of a command as the ranks of one job, and wait for all of them.
 
     Each gets `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR` and
-    `MASTER_PORT` as torchrun sets them, `OMP_NUM_THREADS` (its share of the cores, unless set), and
-    this process's standard input and output. It should call `die_with_parent` first, and work
-    inside `report_failures`.
+    `MASTER_PORT` as torchrun sets them, unless set `OMP_NUM_THREADS` (its share of the cores) and
+    `TORCH_CPP_LOG_LEVEL=ERROR`, and this process's standard input and output. It should call
+    `die_with_parent` first, and work inside `report_failures`.
 
     SIGINT and SIGTERM are passed on to every process once, and then they have all the time they
     need to save and leave; a second signal kills them. When one fails, the others have
@@ -113,12 +113,16 @@ class _Processes:
             "MASTER_PORT": str(port),
             DIRECTORY: str(self._directory),
         }
-        threads = {"OMP_NUM_THREADS": str(max(1, _num_cores() // nproc))}
+        defaults = {
+            "OMP_NUM_THREADS": str(max(1, _num_cores() // nproc)),
+            # torch's own report of a lost connection takes a page of each rank.
+            "TORCH_CPP_LOG_LEVEL": "ERROR",
+        }
         for rank in range(nproc):
             own = {"RANK": str(rank), "LOCAL_RANK": str(rank)}
             # In a session of its own a process gets a terminal's Ctrl-C only from here, once.
             handle = subprocess.Popen(
-                command, env={**threads, **os.environ, **shared, **own}, start_new_session=True
+                command, env={**defaults, **os.environ, **shared, **own}, start_new_session=True
             )
             self._processes.append(_Process(rank, handle))
 

@@ -17,7 +17,6 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from types import FrameType
@@ -32,11 +31,13 @@ _FORK, _KILL, _FORKED, _DIED = b"F", b"K", b"f", b"d"
 _END_SECONDS = 5.0
 _STACK_SECONDS = 1.0
 _BOOTSTRAP = """
-import json, sys
+import importlib, json, sys
 settings = json.loads(sys.argv[1])
 sys.path[:] = settings["path"]
+for name in settings["preload"]:
+    importlib.import_module(name)
 from mtron_parallel.pool_server import main
-main(settings["control"], settings["folder"], settings["preload"])
+main(settings["control"], settings["folder"])
 """
 
 
@@ -151,10 +152,8 @@ class PoolServer:
         return _MESSAGE.unpack(data)
 
 
-def main(control: int, folder: str, preload: Sequence[str]) -> None:
-    """Run the server: import, then fork and kill workers as the pool asks, until that is gone."""
-    for name in preload:
-        import_module(name)
+def main(control: int, folder: str) -> None:
+    """Run the server: fork and kill workers as the pool asks, until that is gone."""
     torch.set_num_threads(1)
     gc.freeze()  # so that a collection in a worker does not touch, and thereby copy, every page
     with socket.socket(fileno=control) as connection:

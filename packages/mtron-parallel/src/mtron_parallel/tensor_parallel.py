@@ -102,10 +102,11 @@ def attach_tensor_parallelism(
         else:
             _attach_column(module, region)
     if region.split_sequence and len(ends) < 2:
+        found = f"only the {ends.pop()}" if ends else "neither"
         raise ValueError(
             "parallel.sequence_parallel: the sequence is divided after an embedding and joined "
-            f"before a head that are cut over the vocabulary, but {type(model).__name__} has "
-            f"{' and '.join(ends) or 'neither'} only; use false, or let the layout cut both"
+            f"before a head that are cut over the vocabulary, but of {type(model).__name__} "
+            f"{found} is cut, got true; use false, or let the layout cut both"
         )
 
 

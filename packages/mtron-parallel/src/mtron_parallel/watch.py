@@ -5,6 +5,7 @@ import json
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
@@ -87,7 +88,7 @@ class Watch:
         atexit.register(self.stop)
 
     def stop(self) -> None:
-        """End the thread. Does nothing when it has ended."""
+        """End the thread, once others that still ask have had their answers."""
         atexit.unregister(self.stop)
         self._stopped.set()
         if self._thread.is_alive():
@@ -142,15 +143,14 @@ class Watch:
             slow_read; ranks 0, 2, 3 wait in all_reduce over dp for 60 s`.
         """
         number, everyone = self._question, range(self._world_size)
-        try:
+        with suppress(RuntimeError):  # the answers then say it
             # Ranks that ask at the same moment ask the same question.
             self._asking.compare_set(_key("question", number), "", str(self._rank))
-            answers = self._collect(number, everyone if ranks is None else ranks, answer_seconds)
-            if _wait_differently(answers.values()):
-                answers = self._collect(number, everyone, answer_seconds)
-        except RuntimeError:
-            text = "the job's store does not answer: the process that holds it has ended"
-        else:
+        answers = self._collect(number, everyone if ranks is None else ranks, answer_seconds)
+        if _wait_differently(answers.values()):
+            answers = self._collect(number, everyone, answer_seconds)
+        text = "the job's store does not answer: the process that holds it has ended"
+        if any(answers.values()):
             text = _describe(answers)
         return f"after {waited_seconds:.3g} s {text}"
 
@@ -158,35 +158,54 @@ class Watch:
         self, number: int, ranks: Iterable[int], seconds: float
     ) -> dict[int, _Answer | None]:
         """Return the ranks' answers to a question, None for those that gave none in time."""
-        keys = {rank: _key("answer", number, rank) for rank in ranks}
+        answers: dict[int, _Answer | None] = dict.fromkeys(ranks)
         deadline = time.monotonic() + max(seconds, 2 * self._interval_seconds)
-        while not self._asking.check(list(keys.values())) and time.monotonic() < deadline:
-            time.sleep(self._interval_seconds / 10)
-        return {
-            rank: self._read(key) or self._read(_key("last", rank)) for rank, key in keys.items()
-        }
+        # When the store ends, those answers count that have come.
+        with suppress(RuntimeError):
+            while missing := [rank for rank, answer in answers.items() if answer is None]:
+                for rank in missing:
+                    keys = _key("answer", number, rank), _key("last", rank)
+                    answers[rank] = self._read(keys[0]) or self._read(keys[1])
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(self._interval_seconds / 10)
+        return answers
 
     def _read(self, key: str) -> _Answer | None:
         return _Answer(**json.loads(self._asking.get(key))) if self._asking.check([key]) else None
 
     def _serve(self) -> None:
         """Answer one question after the other; the thread's whole life."""
-        store = self._answering
-        try:
+        store, end = self._answering, _key("end")
+        with suppress(RuntimeError):  # the store has ended, and with it the job
             while not self._stopped.wait(self._interval_seconds):
-                if store.check([_key("question", self._question)]):
-                    store.set(_key("answer", self._question, self._rank), self._answer())
-                    self._question += 1
-            store.set(_key("last", self._rank), self._answer(ended=True))
-        except RuntimeError:
-            return  # the store has ended, and with it the job
+                self._serve_once()
+                if store.check([end]):
+                    return
+            store.set(_key("last", self._rank), self._answer())
+            if self._rank == 0:
+                # It usually holds the store. torch reports at length who uses it later.
+                store.set(end, "")
+            if self._rank == 0 or self._waiting:
+                # Those that have failed as well are asking.
+                time.sleep(2 * self._interval_seconds)
+                self._serve_once()
+            if self._rank == 0:
+                store.delete_key(end)
 
-    def _answer(self, ended: bool = False) -> str:
+    def _serve_once(self) -> None:
+        """Answer a question if there is a new one."""
+        if self._answering.check([_key("question", self._question)]):
+            key = _key("answer", self._question, self._rank)
+            self._answering.set(key, self._answer())
+            self._question += 1
+
+    def _answer(self) -> str:
         """Return this rank's `_Answer` as JSON."""
         collective, since = self._waiting or (None, time.monotonic())
         place = place_of_thread(threading.main_thread().ident) or "an unknown place"
-        answer = _Answer(self._rank, place, collective, time.monotonic() - since, ended)
-        return json.dumps(asdict(answer))
+        seconds, ended = time.monotonic() - since, self._stopped.is_set()
+        return json.dumps(asdict(_Answer(self._rank, place, collective, seconds, ended)))
 
 
 def _key(*parts: object) -> str:

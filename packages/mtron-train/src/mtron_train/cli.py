@@ -58,12 +58,13 @@ def pretrain(
     Example: `mtron-train pretrain examples/pretrain.toml optim.kind=adamw parallel.tp=2 --nproc 2`
     """
     with _errors(debug):
-        config = load_config(file, overrides or (), _world_size(nproc))
+        world_size = _world_size(nproc)
         if nproc is not None and nproc > 1:
+            load_config(file, overrides or (), world_size)  # an error is said once, at once
             raise typer.Exit(_launch(nproc))
         die_with_parent(os.environ)
         with report_failures(os.environ, () if debug else EXPECTED, _describe):
-            finished = _pretrain(config)
+            finished = _pretrain(load_config(file, overrides or (), world_size))
     if not finished:
         raise typer.Exit(INTERRUPTED)
 
