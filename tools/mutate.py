@@ -1,4 +1,4 @@
-"""Breaks the code in known ways and makes sure that tests notice: `python tools/mutate.py [NAME ...]`.
+"""Breaks the code in known ways and makes sure that tests notice: `tools/mutate.py [NAME ...]`.
 
 Each mutation is made in a copy of one package's source, which then shadows the installed one, so
 the working tree stays as it is. A mutation that no test notices is a failure; so are tests that
@@ -117,7 +117,8 @@ def main() -> None:
             result = run_tests(mutation.tests, Path(folder))
         noticed = result.returncode == TESTS_FAILED
         reason = next((li for li in result.stdout.splitlines() if li.startswith("FAILED ")), "")
-        print(f"{'noticed' if noticed else 'MISSED':8}  {mutation.name}  {reason[:150]}", flush=True)
+        verdict = "noticed" if noticed else "MISSED"
+        print(f"{verdict:8}  {mutation.name}  {reason[:150]}", flush=True)
         if not noticed:
             missed.append(mutation.name)
     print(f"{len(chosen) - len(missed)} of {len(chosen)} mutations were noticed")

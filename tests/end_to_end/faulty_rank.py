@@ -4,13 +4,13 @@ The file MARK is written when the fault happens.
 """
 
 import os
+import runpy
 import signal
 import sys
 import time
 from pathlib import Path
 
-import mtron_train.step
-from mtron_train.cli import main
+from mtron_data import Loader
 
 
 def raise_error():
@@ -27,15 +27,18 @@ def sleep():
 
 kind, rank, step, mark = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
 sys.argv = ["mtron-train", *sys.argv[5:]]
-take_batch = mtron_train.step.global_batch
+take_batch = Loader.__next__
+taken = 0
 
 
-def faulty_batch(loader, config, at, device):
-    if os.environ["RANK"] == rank and at == step:
+def faulty_batch(self):
+    global taken
+    if os.environ["RANK"] == rank and taken == step:
         mark.touch()
         {"raise": raise_error, "die": die, "sleep": sleep}[kind]()
-    return take_batch(loader, config, at, device)
+    taken += 1
+    return take_batch(self)
 
 
-mtron_train.step.global_batch = faulty_batch
-main()
+Loader.__next__ = faulty_batch
+runpy.run_module("mtron_train", run_name="__main__")

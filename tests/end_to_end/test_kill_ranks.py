@@ -66,8 +66,8 @@ def kill_once(toml, root, nproc, rng, during_save):
         subprocess.run(["kill", "-9", str(ranks[victim])], check=False)
     cut = saving(root)
     _, message = launcher.communicate(timeout=30)
-    assert launcher.returncode == 137
-    assert "SIGKILL" in message
+    assert launcher.returncode == 137, message
+    assert "SIGKILL" in message, message
     assert not any(Path(f"/proc/{pid}").exists() for pid in ranks.values())
     return cut
 
@@ -85,7 +85,8 @@ def test_killed_ranks_lose_nothing(tiny_run, tmp_path, layout, nproc, times, dur
     directory = tmp_path / "run"
     text = tiny_run.toml.read_text().replace(str(tiny_run.directory), str(directory))
     text = text.replace('kind = "muon"', 'kind = "adamw"').replace("lr = 0.01", "lr = 0.003")
-    text = text.replace("steps = 40", "steps = 100000").replace("every_steps = 10", "every_steps = 5")
+    text = text.replace("every_steps = 10", "every_steps = 5")
+    text = text.replace("steps = 40", "steps = 100000")
     toml = tmp_path / "run.toml"
     toml.write_text(f"{text}\n[parallel]\n{layout}\n")
     root, rng, cut, newest = directory / "checkpoints", random.Random(times), 0, 0

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 from mtron_data import prepare, train_tokenizer
-from mtron_parallel.testing import WorkerPool
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -15,13 +14,6 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread():
     torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="session")
-def workers():
-    """Processes that run a function on several ranks."""
-    with WorkerPool() as pool:
-        yield pool
 
 
 def _prepare(root, sources, vocab_size):

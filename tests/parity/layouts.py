@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from mtron_parallel import Job
-from mtron_train import assemble, config_from_mapping, train_step
+from mtron_train import assemble, config_from_mapping, global_batch, train_step
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,6 @@ def train_steps(data: dict[str, Any], steps: int, weights_after: int) -> Report:
 
 def descend(data: dict[str, Any], steps: int) -> Report:
     """Take steps of plain gradient descent, in which rounding does not grow as in AdamW."""
-    from mtron_train.batches import global_batch
-
     job = job_here()
     run = assemble(config_from_mapping(data, world_size=job.world_size), job)
     model, losses, gradients = run.state.model, [], {}
@@ -157,5 +155,3 @@ def largest_gradient_error(found: dict[str, np.ndarray], expected: dict[str, np.
 def largest_difference(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> float:
     """The largest difference of two elements."""
     return max(float(np.abs(found[name] - value).max()) for name, value in expected.items())
-
-

@@ -4,11 +4,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-
 from layouts import Parts, job_here
+
 from mtron_optim import export_state
-from mtron_train import Run, assemble, config_from_mapping, train_step
-from mtron_train.state import snapshot
+from mtron_train import Run, assemble, config_from_mapping, snapshot, train_step
 
 
 @dataclass(frozen=True)
@@ -82,5 +81,3 @@ def same_bits(parts: Parts, arrays: dict[str, np.ndarray]) -> list[str]:
             if arrays[name][place].tobytes() != values.tobytes():
                 different.append(name)
     return different
-
-

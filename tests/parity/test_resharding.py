@@ -1,13 +1,13 @@
 """A checkpoint of any layout loads on any other, to the bit, and training goes on as if unmoved."""
 
 import pytest
-
 from layouts import LAYOUTS, ONE
-from mtron_ckpt import open as open_checkpoint
-from mtron_ckpt import verify
 from resharding import resume, same_bits, save_after
 from test_layouts import configured, small
 from tolerances import FP64
+
+from mtron_ckpt import open as open_checkpoint
+from mtron_ckpt import verify
 
 STEPS, MORE = 3, 2
 EVERY = [ONE, *LAYOUTS]

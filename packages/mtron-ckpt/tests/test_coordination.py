@@ -368,6 +368,19 @@ def test_an_attempt_that_is_not_over_is_waited_for(tmp_path, session):
     first.close(OSError(5, "x"))
 
 
+def test_a_job_started_again_under_the_same_session(tmp_path, begin, together, session):
+    """That is not allowed, but what the dead ones have left is recognized as old."""
+    for rank in range(COUNT):
+        dead = SharedStep(tmp_path, 1, Writers(rank, COUNT, session))
+        (dead.path / "data").mkdir(exist_ok=True)
+        (dead.path / "data" / f"writer-{rank:04d}-000.zip").write_bytes(b"half")
+        dead._board.close()
+        os.close(dead._directory)
+    together(lambda rank: begin(rank).wait(), COUNT)
+    check(tmp_path)
+    assert names(tmp_path) == ["LATEST", "step-00000001"]
+
+
 def managers(tmp_path, session, stack: ExitStack, **options):
     return [
         stack.enter_context(

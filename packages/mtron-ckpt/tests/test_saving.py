@@ -1,6 +1,7 @@
 import json
 import threading
 import time
+import zlib
 from pathlib import Path
 
 import ml_dtypes
@@ -91,6 +92,26 @@ def test_tuples_come_back_as_lists(tmp_path, save):
 def test_equal_saves_have_equal_bytes(tmp_path, save, values):
     first, second = save(tmp_path / "a", values(0)), save(tmp_path / "b", values(0))
     assert files_of(first) == files_of(second)
+
+
+def test_the_bytes_of_a_sole_writer_never_change(tmp_path, small_chunks):
+    """Version 1 of the format, as the first release of this package wrote it."""
+    rows = np.arange(300 * 41, dtype=np.float32).reshape(300, 41)
+    cuts = [
+        LocalArray(rows[:100], rows.shape, (0, 0)),
+        LocalArray(rows[100:], rows.shape, (100, 0)),
+    ]
+    arrays = {
+        "param/rows": cuts,
+        "param/half": LocalArray.whole(np.arange(48).astype(ml_dtypes.bfloat16)),
+        "scale/x": LocalArray.whole(np.array(3.5)),
+        "empty/y": LocalArray.whole(np.zeros((0, 4), np.int8)),
+    }
+    path = mtron_ckpt.save(tmp_path, arrays, Metadata(step=7)).wait()
+    stored = {name: zlib.crc32(content) for name, content in files_of(path).items()}
+    assert stored["data/writer-0000-000.zip"] == 893310637
+    assert stored["index.json"] == 402032373
+    assert stored["tensorstore.json"] == 3859107132
 
 
 def test_the_plan_asks_for_enough_space_but_not_much_more(tmp_path, save, values, small_chunks):

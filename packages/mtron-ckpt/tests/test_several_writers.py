@@ -335,6 +335,17 @@ def test_an_index_that_cannot_be_is_refused(path, change):
         mtron_ckpt.open(path)
 
 
+def test_inspect_shows_arrays_whatever_their_pieces(path, capsys):
+    from mtron_ckpt.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["inspect", str(path)])
+    assert ended.value.code == 0
+    shown = capsys.readouterr().out
+    assert "embed.weight  float32 [300, 41]  48.0 KiB" in shown
+    assert "types: " in shown
+
+
 def test_a_large_grid_of_pieces(tmp_path, save_together, same, small_chunks):
     value = np.random.default_rng(0).standard_normal((64, 48))
     arrays: list[dict] = [{"param/w": []} for _ in range(4)]

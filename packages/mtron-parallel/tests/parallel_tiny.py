@@ -309,6 +309,14 @@ def train_many(cases):
     return [train(case, config) for case, config in cases]
 
 
+def plain_model(case):
+    """A model with its initial values, without a mesh."""
+    model = Tiny(**case.model).to(case.dtype)
+    for name, parameter in model.named_parameters():
+        parameter.data = initial_values(name, tuple(parameter.shape), case.dtype)
+    return model
+
+
 def train_plainly(case, dp=1):
     """The same in plain PyTorch: one process, whole batches, the loss rule in one line.
 
@@ -319,9 +327,7 @@ def train_plainly(case, dp=1):
     Returns:
         Losses, norms, gradients of the first step by name, weights at the end by name, evaluation.
     """
-    model = Tiny(**case.model).to(case.dtype)
-    for name, parameter in model.named_parameters():
-        parameter.data = initial_values(name, tuple(parameter.shape), case.dtype)
+    model = plain_model(case)
     parameters = dict(model.named_parameters())
     optimizer = optimizer_of(list(parameters.values()), case.optimizer)
     vocabulary = case.model.get("vocabulary", VOCABULARY)

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from layouts import Replicate, Shard
 from torch import nn
 
-from mtron_parallel import Mesh, MicroBatch, Placement, parallelize
+from mtron_parallel import Block, Mesh, MicroBatch, Placement, parallelize
 
 CPU = Mesh(torch.device("cpu"))
 
@@ -29,7 +30,7 @@ class Tied(nn.Module):
         return (self.loss(self.backbone(inputs, context), labels) * weights).sum()
 
 
-LAYOUT = {"embed.*": "vocab", "norm.*": "replicate"}
+LAYOUT = {"embed.*": Shard(pad=True), "norm.*": Replicate(sequence=True)}
 
 
 def build(device="cpu"):
@@ -149,11 +150,99 @@ def test_a_batch_without_valid_tokens_is_refused():
 
 def test_a_parameter_without_a_layout_rule_is_named():
     with pytest.raises(ValueError, match=r"norm\.weight"):
-        parallelize(build("meta"), CPU, {"embed.*": "vocab"})
+        parallelize(build("meta"), CPU, {"embed.*": Shard(pad=True)})
+    with pytest.raises(ValueError, match=r"norm\.weight is neither a Shard nor a Replicate"):
+        parallelize(build("meta"), CPU, {"embed.*": Shard(pad=True), "norm.*": "replicate"})
 
 
 def test_placements_cover_the_model():
     placements = filled().placements()
-    assert placements["embed.weight"] == Placement.whole(build().embed.weight)
+    whole = Block((0, 0), (11, 6))
+    assert placements["embed.weight"] == Placement((11, 6), torch.float64, (whole,), replica=0)
     assert placements["embed.weight"].is_whole
     assert set(placements) == {"embed.weight", "norm.weight", "norm.bias"}
+
+
+def test_a_model_with_values_keeps_them():
+    source = build()
+    expected = {name: p.detach().clone() for name, p in source.named_parameters()}
+    model = parallelize(source, CPU, LAYOUT)
+    assert model.module is source
+    for shard in model.shards():
+        assert torch.equal(shard.tensor, expected[shard.name])
+    assert source.head.weight is source.embed.weight
+
+
+def test_a_model_without_values_must_be_filled():
+    model = parallelize(build("meta"), CPU, LAYOUT)
+    assert model.shards() == []
+    with pytest.raises(AssertionError, match="fill gives the model its values first"):
+        model.forward_backward([random_batch(2)])
+
+
+def test_filling_again_keeps_the_tensors():
+    model = filled()
+    before = [shard.tensor for shard in model.shards()]
+    model.fill(lambda name, block: torch.full(block.shape, 2.0))
+    assert all(now.tensor is then for now, then in zip(model.shards(), before, strict=True))
+    assert all(bool((tensor == 2).all()) for tensor in before)
+
+
+def test_a_caller_may_drop_gradients():
+    model, batch = filled(), random_batch(3)
+    model.forward_backward([batch])
+    norm = model.grad_norm()
+    torch.optim.SGD([shard.tensor for shard in model.shards()], lr=0.0).zero_grad()
+    model.forward_backward([batch])
+    assert torch.equal(model.grad_norm(), norm)
+
+
+def test_parameters_without_tokens_have_a_gradient_of_zero():
+    """In one process as on several: optimizers treat a gradient of zero and none differently."""
+    model = filled()
+    model.module.train_loss = lambda inputs, labels, weights, context: (
+        model.module.embed(inputs).sum(-1) * weights
+    ).sum()
+    model.forward_backward([random_batch(2)])
+    found = {shard.name: shard.tensor.grad for shard in model.shards()}
+    assert bool((found["norm.weight"] == 0).all())
+    assert bool((found["embed.weight"] != 0).any())
+
+
+def test_parameters_may_be_frozen():
+    source = build()
+    source.norm.requires_grad_(False)
+    model = parallelize(source, CPU, LAYOUT)
+    model.forward_backward([random_batch(2)])
+    flat = {shard.name: shard.tensor for shard in model.shards()}
+    assert flat["norm.weight"].grad is None
+    assert not flat["norm.weight"].requires_grad
+    assert float(model.grad_norm()) == pytest.approx(float(flat["embed.weight"].grad.norm()))
+
+
+def test_bf16_gradients_are_fp32():
+    with torch.device("meta"):
+        model = parallelize(Tied().bfloat16(), CPU, LAYOUT)
+    model.fill(lambda name, block: torch.ones(block.shape))
+    batch = random_batch(2)
+    model.forward_backward([batch, batch])
+    assert {shard.tensor.grad.dtype for shard in model.shards()} == {torch.float32}
+    assert model.grad_norm().dtype == torch.float64
+
+
+def test_types_may_be_mixed():
+    source = build()
+    source.norm.float()
+    source.drop.register_forward_pre_hook(lambda module, inputs: inputs[0].double())
+    source.norm.register_forward_pre_hook(lambda module, inputs: inputs[0].float())
+    model = parallelize(source, CPU, LAYOUT)
+    model.forward_backward([random_batch(2)])
+    squares = sum(float(shard.tensor.grad.double().square().sum()) for shard in model.shards())
+    assert float(model.grad_norm()) == pytest.approx(squares**0.5, rel=1e-6)
+
+
+def test_nothing_to_publish_alone():
+    model = filled()
+    model.publish()
+    model.wait()
+    model.forward_backward([random_batch(2)])

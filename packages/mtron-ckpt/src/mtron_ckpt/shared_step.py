@@ -9,12 +9,12 @@ import threading
 from collections.abc import Collection
 from pathlib import Path
 
-from mtron_ckpt.coordination import FOLDER, Coordination, Patience, Presence
+from mtron_ckpt.coordination import FOLDER, Coordination, Patience, Presence, alive_file
 from mtron_ckpt.index import Written
 from mtron_ckpt.manifest import DATA_DIRECTORY
 from mtron_ckpt.messages import BlockList, Done, Failure
-from mtron_ckpt.steps import discard, place_step, step_name, temporary_name
-from mtron_ckpt.storage import if_abandoned, is_same, make_directory, own, remove_tree
+from mtron_ckpt.steps import discard, place_step, retire, step_name, temporary_name
+from mtron_ckpt.storage import if_abandoned, is_same, make_directory, own
 from mtron_ckpt.writers import Writers
 
 _COORDINATOR_ADVANTAGE = 1.1
@@ -78,7 +78,11 @@ class SharedStep:
     @property
     def written_bytes(self) -> int:
         """What the writers have written so far."""
-        return sum(path.stat().st_blocks * 512 for path in self.path.glob(f"{DATA_DIRECTORY}/*"))
+        total = 0
+        for path in self.path.glob(f"{DATA_DIRECTORY}/*"):
+            with contextlib.suppress(FileNotFoundError):  # a writer has just failed
+                total += path.stat().st_blocks * 512
+        return total
 
     def check(self) -> None:
         """Raise if another writer has failed."""
@@ -148,7 +152,7 @@ class SharedStep:
                         return directory, board
                 with if_abandoned(self.path) as abandoned:
                     if abandoned:
-                        remove_tree(self.path)
+                        retire(self.path)
             if not patience.pause():
                 raise self._failure(
                     f"an earlier save of this step as writer {self._writers.rank} of the same "
@@ -195,7 +199,8 @@ class SharedStep:
             self._check(names)
             gone = [rank for rank in missing if presence.get(rank) is Presence.GONE]
             if gone:  # it was before the names were listed
-                raise self._failure(f"{_writers(gone)} ended before doing a part of it")
+                problem = f"{_writers(gone)} ended before doing a part of it"
+                raise self._failure(problem, errno.ECONNABORTED)
             absent = [rank for rank in missing if presence.get(rank) is Presence.ABSENT]
             if absent and self._must_end:
                 raise self._failure(f"given up before {_writers(absent)} had come to this save")
@@ -204,7 +209,8 @@ class SharedStep:
             if not patience.pause(names):
                 raise self._failure(
                     f"{_writers(missing)} gave no sign for {self._writers.timeout_seconds:g} "
-                    "seconds"
+                    "seconds",
+                    errno.ETIMEDOUT,
                 )
             presence = {rank: self._board.presence(rank) for rank in missing}
 
@@ -220,14 +226,16 @@ class SharedStep:
                 return
             self._check(names)
             if ended:  # before we looked for the step
-                raise self._failure("writer 0 ended before committing it")
+                problem = "writer 0 ended before committing it"
+                raise self._failure(problem, errno.ECONNABORTED)
             if self._must_end:
                 self._left = True
                 raise self._failure("this process ended before writer 0 had committed it")
             if not patience.pause(names):
                 others = self._writers.others
                 late = [rank for rank in others if f"done-{rank}.json" not in names] or [0]
-                raise self._failure(f"{_writers(late)} gave no sign for {timeout:g} seconds")
+                problem = f"{_writers(late)} gave no sign for {timeout:g} seconds"
+                raise self._failure(problem, errno.ETIMEDOUT)
 
     @property
     def _must_end(self) -> bool:
@@ -261,10 +269,10 @@ class SharedStep:
                 finally:
                     board.close()
 
-    def _failure(self, problem: str) -> PeerError:
+    def _failure(self, problem: str, code: int = errno.EIO) -> PeerError:
         return PeerError(
-            OSError(
-                errno.EIO,
+            OSError(  # a ConnectionError or a TimeoutError where the code says so
+                code,
                 f"{self.final}: the checkpoint was not saved: {problem}. Earlier checkpoints are "
                 "whole",
             )
@@ -285,18 +293,17 @@ class SharedStep:
             self.path.rename(meeting)  # so that the last one finds it
             self.path = meeting
         self._board.leave()
-        everyone_came = all(f"alive-{rank}" in names for rank in range(self._writers.count))
-        if everyone_came and self._is_last() and is_same(self._directory, self.path):
-            name, self.path = self.path, temporary_name(self.final)
-            name.rename(self.path)
-            remove_tree(self.path)
+        if self._is_last() and is_same(self._directory, self.path):
+            retire(self.path)
 
     def _is_last(self) -> bool:
+        """Whether every writer has come and all others have left; then none can come any more."""
         try:
             fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:  # others are in it, or nobody can know
             return False
-        return True
+        names = self._board.names()
+        return all(alive_file(rank) in names for rank in range(self._writers.count))
 
 
 def _writers(ranks: Collection[int]) -> str:

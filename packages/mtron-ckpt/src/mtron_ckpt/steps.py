@@ -194,6 +194,14 @@ def discard(path: Path) -> None:
         _log.warning("%s: could not be deleted: %s", path, error)
 
 
+def retire(path: Path) -> None:
+    """Delete a temporary directory or file whose name others may take again at once."""
+    nameless = temporary_name(path.with_name(path.name.partition(".")[0]))
+    with contextlib.suppress(FileNotFoundError):  # another process deletes it, too
+        path.rename(nameless)
+        remove_tree(nameless)
+
+
 def point_to_latest(root: Path) -> None:
     """Write LATEST, a hint for people and tools that cannot list directories.
 
@@ -239,7 +247,7 @@ def remove_abandoned(root: Path, spared: str | None = None) -> list[Path]:
             continue
         with if_abandoned(path) as abandoned:
             if abandoned:
-                remove_tree(path)
+                retire(path)
                 removed.append(path)
     return removed
 

@@ -166,7 +166,7 @@ def is_same(file: int, path: Path) -> bool:
 
 @contextlib.contextmanager
 def if_abandoned(path: Path) -> Iterator[bool]:
-    """Tell whether no process owns `path`; while the block runs, none can begin to."""
+    """Tell whether `path` is there and no process owns it; while the block runs, none can."""
     try:
         file = os.open(path, os.O_RDONLY)
     except FileNotFoundError:
@@ -180,7 +180,8 @@ def if_abandoned(path: Path) -> Iterator[bool]:
     except OSError:
         abandoned = time.time() - _newest_change(path) > _FORGOTTEN_SECONDS
     try:
-        yield abandoned
+        # What was opened may have gone before it was locked, and have a successor by now.
+        yield abandoned and is_same(file, path)
     finally:
         os.close(file)
 

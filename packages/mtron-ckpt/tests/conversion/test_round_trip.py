@@ -1,11 +1,12 @@
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import mtron_ckpt
-from mtron_ckpt import convert
+from mtron_ckpt import LocalArray, Metadata, Writers, convert
 
 
 @pytest.fixture
@@ -34,6 +35,28 @@ def test_from_mtron_and_back(
     assert back.names() == [f"param/{name}" for name in weights]
     for name, array in weights.items():
         assert same(back.read(f"param/{name}"), array)
+
+
+def test_from_several_writers(tmp_path, model, make_weights, save_checkpoint, same):
+    weights = make_weights(model)
+    convert(save_checkpoint(model, weights), tmp_path / "one", to="hf")
+
+    def save(rank):
+        arrays = {}
+        for name, value in weights.items():
+            cut = len(value) // 3
+            part = value[cut:] if rank else value[:cut]
+            offset = (rank * cut, *[0] * (value.ndim - 1))
+            arrays[f"param/{name}"] = LocalArray(part, value.shape, offset)
+        metadata, writers = Metadata(20, {"model": model}), Writers(rank, 2, "session", 60)
+        return mtron_ckpt.save(tmp_path / "two", arrays, metadata, writers=writers).wait()
+
+    with ThreadPoolExecutor(2) as pool:
+        (_, step) = pool.map(save, range(2))
+    assert mtron_ckpt.open(step).record("param/embed.weight").pieces is not None
+    convert(tmp_path / "two", tmp_path / "other", to="hf")
+    name = "model.safetensors"
+    assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "other" / name).read_bytes()
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Run a plain PyTorch model on a mesh of processes: layouts, collectives, sharding, the loss rule."""
+"""Run a plain PyTorch model on a mesh of processes: layouts, sharding, the loss rule."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from mtron_parallel.placement import ParameterShard as ParameterShard
     from mtron_parallel.placement import Piece as Piece
     from mtron_parallel.placement import Placement as Placement
+    from mtron_parallel.testing import WorkerPool as WorkerPool
+    from mtron_parallel.testing import WorkersFailed as WorkersFailed
     from mtron_parallel.watch import CollectiveTimeout as CollectiveTimeout
     from mtron_parallel.watch import PeerLost as PeerLost
     from mtron_parallel.watch import Watch as Watch
@@ -53,6 +55,8 @@ __all__ = [
     "SupportsLayout",
     "Traffic",
     "Watch",
+    "WorkerPool",
+    "WorkersFailed",
     "cut",
     "die_with_parent",
     "launch",
@@ -82,6 +86,8 @@ _MODULES = {
     "SupportsLayout": "mtron_parallel.config",
     "Traffic": "mtron_parallel.collectives",
     "Watch": "mtron_parallel.watch",
+    "WorkerPool": "mtron_parallel.testing",
+    "WorkersFailed": "mtron_parallel.testing",
     "cut": "mtron_parallel.cuts",
     "die_with_parent": "mtron_parallel.launched",
     "launch": "mtron_parallel.launcher",

@@ -36,6 +36,12 @@ class Bucket(Protocol):
         ...
 
 
+def set_gradient_dtype(tensor: Tensor, dtype: torch.dtype) -> None:
+    """Let autograd sum the gradients of `tensor` in `dtype`."""
+    if tensor.grad_dtype != dtype:
+        tensor.grad_dtype = dtype
+
+
 class Views:
     """A flat buffer of which parts are the gradients of tensors.
 
@@ -67,8 +73,7 @@ class Views:
         """Autograd then adds to the parts in place, and optimizers read them."""
         for tensor, part in self._parts:
             if tensor.grad is not part:
-                if part.dtype != tensor.dtype:
-                    tensor.grad_dtype = part.dtype
+                set_gradient_dtype(tensor, part.dtype)
                 tensor.grad = part
 
 
@@ -212,6 +217,8 @@ class ShardedBucket:
         self._in_flight = in_flight
         self.owned = Views(layout.segment, dtype, parameters[0].device)
         self._buffer: Tensor | None = None
+        for parameter in parameters:
+            set_gradient_dtype(parameter, dtype)
 
     def clear(self) -> None:
         """Set the gradients to zero."""

@@ -1,8 +1,9 @@
 """Collectives with gradients. Each one's backward is the collective that undoes its forward.
 
-Activations are `[batch, seq, hidden]`. In a region that is split along the sequence each rank holds
-`ceil(seq / size)` tokens of every row, the last ranks padded with zeros where `size` does not divide
-`seq`. Reference: Korthikanti et al., arXiv:2205.05198, section 4.2.2 (f, g and their conjugates).
+Activations are `[batch, seq, hidden]`. In a region that is split along the sequence each rank
+holds `ceil(seq / size)` tokens of every row, the last ranks padded with zeros where `size` does
+not divide `seq`. Reference: Korthikanti et al., arXiv:2205.05198, section 4.2.2 (f, g and their
+conjugates).
 """
 
 from typing import Any

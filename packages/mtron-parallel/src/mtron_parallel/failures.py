@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from enum import IntEnum
 from pathlib import Path
 
-from mtron_parallel.watch import CollectiveTimeout, PeerLost
-
 DIRECTORY = "MTRON_LAUNCHER"
 """Environment variable: the directory through which a process and its launcher communicate."""
 ALIVE = "alive"
@@ -100,11 +98,13 @@ class Ending:
 def cause_of(error: BaseException) -> Cause:
     """Return why a process failed that raised `error`.
 
-    torch has no types of its own for these; it raises RuntimeErrors that differ in their text.
+    Whoever lost a peer raises a ConnectionError, `PeerLost` for one, and whoever waited in vain a
+    TimeoutError, such as `CollectiveTimeout`; what raises them need not know this package. torch
+    has no types of its own for these; it raises RuntimeErrors that differ in their text.
     """
-    if isinstance(error, PeerLost):
+    if isinstance(error, ConnectionError):
         return Cause.LOST_PEER
-    if isinstance(error, CollectiveTimeout):
+    if isinstance(error, TimeoutError):
         return Cause.TIMEOUT
     if isinstance(error, RuntimeError):
         if any(sign in str(error) for sign in _TORCH_LOST):

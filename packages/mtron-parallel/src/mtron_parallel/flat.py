@@ -168,9 +168,7 @@ def _by_width(
     ]
 
 
-def _place(
-    tensors: Sequence[tuple[int, int]], segment: int
-) -> tuple[tuple[Slot, ...], list[Slot]]:
+def _place(tensors: Sequence[tuple[int, int]], segment: int) -> tuple[tuple[Slot, ...], list[Slot]]:
     """Place tensors one after another, so that the first cut in each falls on a row.
 
     Returns:

@@ -8,11 +8,12 @@ holds but uses for a part of the work only: norms in the sequence region, shared
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
+from weakref import ref
 
 import torch
 from torch import Tensor, nn
 
-from mtron_parallel.buckets import Bucket
+from mtron_parallel.buckets import Bucket, set_gradient_dtype
 from mtron_parallel.collectives import Group, all_reduce
 
 
@@ -64,9 +65,7 @@ class LocalGradients:
         self._parameters = [entry.parameter for entry in trained]
         self._partial: dict[Group, list[nn.Parameter]] = {}
         for entry in trained:
-            accumulate = accumulation_dtype(entry.parameter)
-            if accumulate != entry.parameter.dtype:
-                entry.parameter.grad_dtype = accumulate
+            set_gradient_dtype(entry.parameter, accumulation_dtype(entry.parameter))
             if entry.partial is not None:
                 self._partial.setdefault(entry.partial, []).append(entry.parameter)
 
@@ -118,7 +117,8 @@ class BucketedGradients:
         self._missing: list[int] = []
         for number, bucket in enumerate(self._buckets):
             for place, parameter in enumerate(bucket.parameters):
-                parameter.register_post_accumulate_grad_hook(self._hook(number, place))
+                hook = _reporting(ref(self), number, place)
+                parameter.register_post_accumulate_grad_hook(hook)
 
     def begin(self) -> None:
         """Set all gradients to zero."""
@@ -144,19 +144,26 @@ class BucketedGradients:
         for bucket in self._buckets:
             bucket.finish()
 
-    def _hook(self, number: int, place: int) -> Callable[[Tensor], None]:
-        bucket = self._buckets[number]
+    def _report(self, number: int, place: int) -> None:
+        """Note that parameter `place` of bucket `number` has its gradient."""
+        self._buckets[number].collect(place)
+        if not self._sending:
+            return
+        self._missing[number] -= 1
+        assert self._missing[number] >= 0, "a parameter reported twice in one micro-batch"
+        while self._overlap and self._next < len(self._buckets) and not self._missing[self._next]:
+            self._buckets[self._next].send()
+            self._next += 1
 
-        def report(parameter: Tensor) -> None:
-            bucket.collect(place)
-            if not self._sending:
-                return
-            self._missing[number] -= 1
-            assert self._missing[number] >= 0, "a parameter reported twice in one micro-batch"
-            while (
-                self._overlap and self._next < len(self._buckets) and not self._missing[self._next]
-            ):
-                self._buckets[self._next].send()
-                self._next += 1
 
-        return report
+def _reporting(
+    owner: "ref[BucketedGradients]", number: int, place: int
+) -> Callable[[Tensor], None]:
+    """Return a hook that does not keep `owner` alive: Python cannot free cycles through hooks."""
+
+    def report(parameter: Tensor) -> None:
+        gradients = owner()
+        if gradients is not None:
+            gradients._report(number, place)
+
+    return report

@@ -17,7 +17,7 @@ from mtron_parallel.watch import Watch
 
 @dataclass
 class Job:
-    """This process as one of a job. Make it with `Job.start`; use it as a context manager.
+    """One process of a job. Make it with `Job.start`, and use it as a context manager.
 
     Attributes:
         rank: of this process in the job.

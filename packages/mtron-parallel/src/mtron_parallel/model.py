@@ -28,9 +28,7 @@ Values = Callable[[str, Block], Tensor]
 class TrainableModel(Protocol):
     """What `parallelize` needs of a model, next to its being an `nn.Module`."""
 
-    def train_loss(
-        self, inputs: Tensor, labels: Tensor, weights: Tensor, context: Any
-    ) -> Tensor:
+    def train_loss(self, inputs: Tensor, labels: Tensor, weights: Tensor, context: Any) -> Tensor:
         """Return the sum over `[batch, seq]` of the per-token loss times its weight."""
         ...
 
@@ -67,9 +65,7 @@ class ParallelModel:
         mesh: the processes.
     """
 
-    def __init__(
-        self, model: nn.Module, mesh: Mesh, local: Mapping[str, LocalParameter]
-    ) -> None:
+    def __init__(self, model: nn.Module, mesh: Mesh, local: Mapping[str, LocalParameter]) -> None:
         self.module = model
         self.mesh = mesh
         self._local = dict(local)
@@ -279,7 +275,7 @@ def _partial_groups(local: Mapping[str, LocalParameter], mesh: Mesh) -> dict[str
     found = {}
     for name, entry in local.items():
         replicas = entry.cut.replicas
-        if isinstance(entry.rule, ShardRule) and 1 < replicas and entry.dim is not None:
+        if isinstance(entry.rule, ShardRule) and replicas > 1 and entry.dim is not None:
             if replicas not in shared:
                 shared[replicas] = mesh.part("tp", replicas)
             found[name] = shared[replicas]

@@ -153,8 +153,9 @@ def _rectangles(
     inner = prod(dims[1:])
     first, last = -(-start // inner), stop // inner
     if first > last:  # within one index of the first dim
-        for offset, shape, row in _rectangles(dims[1:], start % inner, start % inner + stop - start):
-            yield (start // inner, *offset), (1, *shape), row - start % inner + start
+        base = start // inner * inner
+        for offset, shape, row in _rectangles(dims[1:], start - base, stop - base):
+            yield (start // inner, *offset), (1, *shape), row + base
         return
     if start < first * inner:
         for offset, shape, row in _rectangles(dims[1:], start % inner, inner):

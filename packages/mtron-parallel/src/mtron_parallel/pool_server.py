@@ -88,6 +88,7 @@ class PoolServer:
                 socket.send_fds(self.control, [_MESSAGE.pack(_FORK, 0, 0)], [theirs.fileno()])
             while (message := self._receive())[0] != _FORKED:
                 self._note(message)
+            self._deaths.pop(message[1], None)  # of an earlier process with this number
             return message[1], Connection(ours.detach())
 
     def kill(self, pids: Sequence[int]) -> None:

@@ -75,9 +75,7 @@ def attach_embedding(
     module.register_forward_hook(combine)
 
 
-def attach_head(
-    model: nn.Module, head: nn.Linear, local: LocalParameter, passage: Passage
-) -> None:
+def attach_head(model: nn.Module, head: nn.Linear, local: LocalParameter, passage: Passage) -> None:
     """Let the loss be computed from each rank's part of the logits; called by itself, the head
     returns all logits.
 

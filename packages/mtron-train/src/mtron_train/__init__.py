@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mtron_train.assembly import Run as Run
     from mtron_train.assembly import assemble as assemble
+    from mtron_train.batches import global_batch as global_batch
     from mtron_train.config import RunConfig as RunConfig
     from mtron_train.interrupt import StopRequest as StopRequest
     from mtron_train.load import ConfigError as ConfigError
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from mtron_train.loop import train as train
     from mtron_train.progress import ProgressLine as ProgressLine
     from mtron_train.state import TrainState as TrainState
+    from mtron_train.state import snapshot as snapshot
     from mtron_train.step import train_step as train_step
 
 __all__ = [
@@ -27,7 +29,9 @@ __all__ = [
     "TrainState",
     "assemble",
     "config_from_mapping",
+    "global_batch",
     "load_config",
+    "snapshot",
     "train",
     "train_step",
 ]
@@ -41,7 +45,9 @@ _MODULES = {
     "TrainState": "mtron_train.state",
     "assemble": "mtron_train.assembly",
     "config_from_mapping": "mtron_train.load",
+    "global_batch": "mtron_train.batches",
     "load_config": "mtron_train.load",
+    "snapshot": "mtron_train.state",
     "train": "mtron_train.loop",
     "train_step": "mtron_train.step",
 }

@@ -24,9 +24,7 @@ def global_batch(
         step: the step that they are for (the key of dropout).
         device: where they go.
     """
-    return [
-        micro_batch(next(loader), config, device, step) for _ in range(config.num_microbatches)
-    ]
+    return [micro_batch(next(loader), config, device, step) for _ in range(config.num_microbatches)]
 
 
 def micro_batch(

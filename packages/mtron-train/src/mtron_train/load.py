@@ -22,9 +22,7 @@ class ConfigError(ValueError):
         super().__init__("\n  ".join([f"{source}: {count} in the configuration", *violations]))
 
 
-def load_config(
-    path: str | Path, overrides: Sequence[str] = (), world_size: int = 1
-) -> RunConfig:
+def load_config(path: str | Path, overrides: Sequence[str] = (), world_size: int = 1) -> RunConfig:
     """Read a run's configuration.
 
     Args:
@@ -111,8 +109,8 @@ def _batch_violations(whole: int, micro: int | None, dp: int) -> list[str]:
     if whole % dp:
         nearest = [n for n in (whole // dp * dp, (whole // dp + 1) * dp) if n]
         return [
-            f"data.global_batch_size: {whole} samples cannot be shared by {dp} data-parallel ranks; "
-            f"use {_join(nearest)}, or {_join(_divisors(whole))} such ranks"
+            f"data.global_batch_size: {whole} samples cannot be shared by {dp} data-parallel "
+            f"ranks; use {_join(nearest)}, or {_join(_divisors(whole))} such ranks"
         ]
     if micro is not None and whole // dp % micro:
         share = f"data.global_batch_size = {whole}"
