@@ -67,6 +67,13 @@ MUTATIONS = (
         " + (torch.distributed.get_rank() if torch.distributed.is_initialized() else 0),",
         (PARITY, "-k", "dp2"),
     ),
+    Mutation(
+        "write a replica twice",
+        "mtron-ckpt/src/mtron_ckpt/shared_plan.py",
+        "        return self.writer_of[block] == rank\n",
+        "        return True\n",
+        ("packages/mtron-ckpt/tests/test_several_writers.py", "-k", "stored_once"),
+    ),
 )
 
 

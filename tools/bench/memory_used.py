@@ -83,7 +83,8 @@ def run(jobs: Mapping[int, Ranks], quick: bool, console: Console) -> Outcome:
         f"\n[bold]memory[/]: of a rank in a step of {MICRO_BATCHES} micro-batches of "
         f"{shape.batch_size} x {shape.seq_len} tokens, {shape.name} parameters, buckets of "
         f"{BUCKET_BYTES >> 20} MiB; MB at the peak, of the rank that is furthest from its plan. "
-        "State: weights, gradients, optimizer, buffers of their communication."
+        "State: weights, gradients, optimizer, buffers of their communication. Activations: all "
+        "else, with the temporary tensors of autograd."
     )
     console.print(_table(outcome.rows))
     furthest = max(outcome.rows, key=lambda row: abs(_ratio(row) - 1))

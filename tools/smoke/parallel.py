@@ -1,8 +1,7 @@
 """mtron-parallel alone: a step of a model that no package of mtron made."""
 
+from dataclasses import dataclass
 from typing import Any
-
-from types import SimpleNamespace
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +32,13 @@ class Bigram(nn.Module):
         return (self.loss(self.backbone(inputs, context), labels) * weights).sum()
 
 
+@dataclass(frozen=True)
+class Whole:
+    """Says that a parameter is not cut, as `Replicate` of mtron-models does."""
+
+    sequence: bool = False
+
+
 def main() -> None:
     """Two micro-batches give the loss and gradient of one batch."""
     torch.manual_seed(0)
@@ -41,8 +47,7 @@ def main() -> None:
     reference = cross_entropy(model.table(tokens).flatten(0, 1), tokens.flatten())
     (expected,) = torch.autograd.grad(reference, [model.table.weight])
 
-    whole = SimpleNamespace(sequence=False)  # how mtron-models says that a parameter is not cut
-    parallel = parallelize(model, Mesh(torch.device("cpu")), {"*": whole})
+    parallel = parallelize(model, Mesh(torch.device("cpu")), {"*": Whole()})
     parts = [MicroBatch(part, part, torch.ones_like(part), None) for part in tokens.split(2)]
     stats = parallel.forward_backward(parts)
     (shard,) = parallel.shards()

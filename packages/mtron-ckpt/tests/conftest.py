@@ -1,5 +1,6 @@
 import threading
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 import mtron_ckpt
-from mtron_ckpt import LocalArray, Metadata, layout, staging
+from mtron_ckpt import LocalArray, Metadata, SaveHandle, Writers, layout, staging
 
 Values = dict[str, np.ndarray]
 
@@ -90,3 +91,88 @@ def together() -> Callable[..., list[Any]]:
         return outcomes
 
     return call
+
+
+class Trio:
+    """Three writers in threads; each holds a row of a matrix, and all a vector.
+
+    Attributes:
+        root: where they save.
+        session: what they share.
+    """
+
+    count = 3
+
+    def __init__(self, root: Path, together: Callable[..., list[Any]]) -> None:
+        self.root = root
+        self.session = uuid.uuid4().hex
+        self._together = together
+
+    def together(self, function: Callable[[int], Any], count: int = count) -> list[Any]:
+        return self._together(function, count)
+
+    def writers(self, rank: int, timeout_seconds: float = 60) -> Writers:
+        return Writers(rank, self.count, self.session, timeout_seconds)
+
+    def arrays(self, rank: int, value: float = 0.0) -> dict[str, LocalArray]:
+        row = np.full((1, 500), rank + value)
+        return {
+            "param/w": LocalArray(row, (self.count, 500), (rank, 0)),
+            "param/b": LocalArray.whole(np.full(300, value)),
+        }
+
+    def begin(
+        self,
+        rank: int,
+        step: int = 1,
+        value: float = 0.0,
+        timeout_seconds: float = 60,
+        arrays: Any = None,
+        **options: Any,
+    ) -> SaveHandle:
+        arrays = self.arrays(rank, value) if arrays is None else arrays
+        writers = self.writers(rank, timeout_seconds)
+        return mtron_ckpt.save(self.root, arrays, Metadata(step=step), writers=writers, **options)
+
+    def save_broken(
+        self, rank: int, who: int, error: BaseException | None = None, **options: Any
+    ) -> Path:
+        """Take part in a save in which one of them cannot read its values."""
+        arrays = None
+        if rank == who:
+            broken = _Broken(error or OSError(5, "broken source"))
+            arrays = {"param/w": LocalArray(broken, (self.count, 500), (rank, 0))}
+        return self.begin(rank, arrays=arrays, **options).wait()
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.root.iterdir())
+
+    def check(self, step: int = 1, value: float = 0.0) -> None:
+        """Make sure that a step is there and holds what was saved."""
+        checkpoint = mtron_ckpt.open(self.root / f"step-{step:08d}")
+        expected = np.repeat(np.arange(self.count) + value, 500).reshape(self.count, 500)
+        assert np.array_equal(checkpoint.read("param/w"), expected)
+        assert np.array_equal(checkpoint.read("param/b"), np.full(300, value))
+        assert mtron_ckpt.verify(self.root).ok
+
+
+class _Broken:
+    """Values that cannot be read."""
+
+    shape, dtype = (1, 500), np.dtype(float)
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> np.ndarray:
+        raise self.error
+
+
+@pytest.fixture
+def trio(tmp_path: Path, together: Callable[..., list[Any]]) -> Iterator[Trio]:
+    """Three writers; in the end nothing of them may go on."""
+    yield Trio(tmp_path, together)
+    for thread in threading.enumerate():
+        if thread.name.startswith("mtron-ckpt"):
+            thread.join(10)
+            assert not thread.is_alive()

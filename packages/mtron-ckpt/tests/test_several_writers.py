@@ -2,6 +2,7 @@
 
 import json
 import random
+import struct
 import uuid
 import zipfile
 from itertools import product
@@ -344,6 +345,34 @@ def test_inspect_shows_arrays_whatever_their_pieces(path, capsys):
     shown = capsys.readouterr().out
     assert "embed.weight  float32 [300, 41]  48.0 KiB" in shown
     assert "types: " in shown
+
+
+def test_a_reader_that_knows_only_the_document(path, everything, same):
+    """Standard library only, to the letter of docs/checkpoint-format.md: index and data files."""
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    files = [(path / name).read_bytes() for name in manifest["data"]]
+    read = 0
+    for array in json.loads((path / "index.json").read_text())["arrays"]:
+        if array["dtype"] != "float32" or array["name"].startswith("types"):
+            continue  # whose random bits are no numbers that Python would keep
+        if "pieces" not in array:
+            continue
+        assert array.keys() == {"name", "dtype", "shape", "pieces"}
+        height, width = array["shape"]
+        found = [[None] * width for _ in range(height)]
+        for piece in array["pieces"]:
+            (top, left), (rows, columns) = piece["offset"], piece["shape"]
+            down, right = piece["chunk_shape"]
+            grid = product(range(-(-rows // down)), range(-(-columns // right)))
+            for (i, j), (file, position, _) in zip(grid, piece["chunks"], strict=True):
+                values = struct.unpack_from(f"<{down * right}f", files[file], position)
+                for y, x in product(range(i * down, rows), range(j * right, columns)):
+                    if y < (i + 1) * down and x < (j + 1) * right:
+                        assert found[top + y][left + x] is None
+                        found[top + y][left + x] = values[(y - i * down) * right + x - j * right]
+        assert same(np.array(found, np.float32), everything[array["name"]])
+        read += 1
+    assert read == 2
 
 
 def test_a_large_grid_of_pieces(tmp_path, save_together, same, small_chunks):

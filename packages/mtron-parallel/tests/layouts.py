@@ -11,27 +11,12 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
+from parallel_rules import Replicate, Shard
 from pydantic import ValidationError
 
 from mtron_parallel.config import ParallelConfig
 
 GOLDEN = tomllib.loads(Path(__file__).with_name("golden_layouts.toml").read_text("utf-8"))
-
-
-@dataclass(frozen=True)
-class Shard:
-    dim: int = 0
-    segments: tuple[int, ...] = ()
-    unit: int = 1
-    pad: bool = False
-    replicate_if_fewer: bool = False
-    axis: str = "tp"
-    of: str = ""
-
-
-@dataclass(frozen=True)
-class Replicate:
-    sequence: bool = False
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ import zlib
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
-from layouts import Replicate, Shard
+from parallel_rules import Replicate, Shard
 from torch import nn
+from torch.nn import functional
 
 from mtron_parallel import Mesh, MicroBatch, ParallelConfig, parallelize
 
@@ -45,7 +45,7 @@ class Attention(nn.Module):
             positions = torch.arange(q.shape[2])
         q = q * (1 + positions.to(q.dtype).cos()[:, None])
         grouped = q.shape[1] != k.shape[1]
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+        y = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
         return self.o_proj(y.transpose(1, 2).flatten(-2))
 
 
@@ -57,7 +57,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x):
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(functional.silu(gate) * up)
 
 
 class Stack(nn.Module):
@@ -97,9 +97,7 @@ class HeadLoss(nn.Module):
 class Tiny(nn.Module):
     """The whole: also a parameter without dims, a frozen one and one that nothing uses."""
 
-    def __init__(
-        self, tied=True, head_loss=True, vocabulary=VOCABULARY, kv_heads=2, num_layers=2
-    ):
+    def __init__(self, tied=True, head_loss=True, vocabulary=VOCABULARY, kv_heads=2, num_layers=2):
         super().__init__()
         hidden = 16
         self.scale = nn.Parameter(torch.empty(()))
@@ -143,7 +141,9 @@ LAYOUT = {
 
 
 def cross_entropy(logits, labels):
-    return F.cross_entropy(logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none")
+    return functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none"
+    )
 
 
 def drop(x, context, training):

@@ -34,7 +34,7 @@ def values_of(rank, dtype, *shape):
 
 
 def compare_all():
-    """Every collective against plain sums of what all ranks have; returns how many were compared."""
+    """Every collective against plain sums of what all ranks have; returns how many there were."""
     mesh = Mesh.over(ParallelConfig(), "cpu")
     gloo = mesh.group("world")
     other = Other(**{name: getattr(gloo, name) for name in Group.__dataclass_fields__})

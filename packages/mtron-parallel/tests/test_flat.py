@@ -52,8 +52,11 @@ def test_tensors_begin_aligned_unless_a_cut_moves_them(tensors, ranks):
     layout = plan_flat(tensors, ranks)
     for slot in layout.slots:
         crosses = slot.start // layout.segment < (slot.stop - 1) // layout.segment
-        assert crosses or slot.start % ALIGNMENT == 0 or slot.start % layout.segment == 0 or (
-            slot.stop == (slot.start // layout.segment + 1) * layout.segment
+        assert (
+            crosses
+            or slot.start % ALIGNMENT == 0
+            or slot.start % layout.segment == 0
+            or (slot.stop == (slot.start // layout.segment + 1) * layout.segment)
         )
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from layouts import Replicate, Shard
+from parallel_rules import Replicate, Shard
 from torch import nn
 
 from mtron_parallel import Block, Mesh, MicroBatch, Placement, parallelize

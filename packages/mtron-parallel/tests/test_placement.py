@@ -3,7 +3,7 @@ from itertools import accumulate, pairwise
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import Replicate, Shard
+from parallel_rules import Replicate, Shard
 
 from mtron_parallel import Block, Placement
 from mtron_parallel.cuts import Cut, cut

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.distributed as dist
-from layouts import Replicate, Shard
+from parallel_rules import Replicate, Shard
 from parallel_tiny import (
     LAYOUT,
     Case,
@@ -120,7 +120,7 @@ def zoo_gradients(config):
 
 
 # The sums after the embedding and 5 pairs of products, those before the pairs and the head in the
-# backward, all logits. Then each also in the other direction, and the gradients of norms and biases.
+# backward, all logits. Then each also in the other direction; the gradients of norms and biases.
 @pytest.mark.parametrize(
     ("config", "expected_calls"), [({"tp": 2}, 6 + 6 + 1), (SPLIT, 2 * (6 + 6) + 1 + 1)]
 )
@@ -147,12 +147,14 @@ def trained(config, wrap=None):
 
 
 def recompute(model):
-    """Run each block again in the backward, which ends that as soon as it has what it needs."""
+    """Run attention and feed-forward layers again in the backward, which leaves their last module
+    as soon as that has its input."""
     for layer in model.layers.values():
-        plain = layer.forward
-        layer.forward = lambda x, context, plain=plain: checkpoint(
-            plain, x, context, use_reentrant=False
-        )
+        for module in (layer.attention, layer.mlp):
+            plain = module.forward
+            module.forward = lambda *arguments, plain=plain: checkpoint(
+                plain, *arguments, use_reentrant=False
+            )
 
 
 def compile_all(model):

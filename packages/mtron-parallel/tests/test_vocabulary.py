@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from layouts import Replicate, Shard
+from parallel_rules import Replicate, Shard
 from torch import nn
+from torch.nn import functional
 
 from mtron_parallel import Block, Mesh, ParallelConfig, parallelize
 from mtron_parallel.cuts import cut
@@ -13,7 +13,7 @@ from mtron_parallel.vocabulary import vocabulary_cross_entropy
 
 TOKENS = 12
 VOCABULARIES = {2: (29, 32, 6, 5), 3: (29, 30, 9, 17, 5)}
-"""By ranks: with padding, without, with less than a padded rank holds, with ranks that hold none."""
+"""By ranks: with padding, without, with less than a padded rank holds, with ranks without any."""
 KINDS = ("normal", "far apart", "far from zero", "excluded tokens", "labels that do not count")
 
 
@@ -73,7 +73,7 @@ def test_cross_entropy_is_that_of_torch(workers, tolerances, size, dtype):
         logits, labels, weights = logits_of(vocabulary, kind, dtype)
         logits.requires_grad_()
         wide = logits.to(torch.promote_types(dtype, torch.float32))
-        expected = F.cross_entropy(wide, labels, reduction="none")
+        expected = functional.cross_entropy(wide, labels, reduction="none")
         (expected * weights).sum().backward()
         exact = tolerances.FP64_OP if dtype == torch.float64 else tolerances.FP32_OP
         first = 1 if kind == "labels that do not count" else 0  # torch gives these a loss of 0

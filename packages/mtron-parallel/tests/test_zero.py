@@ -1,13 +1,13 @@
 """When data-parallel ranks communicate, and what they keep. That they agree: test_parity.py."""
 
 import gc
+import time
 import weakref
 
 import pytest
 import torch
 import torch.distributed as dist
 from parallel_tiny import (
-    LAYOUT,
     Case,
     Training,
     build,
@@ -18,7 +18,6 @@ from parallel_tiny import (
     plain_model,
 )
 
-from mtron_parallel import parallelize
 from mtron_parallel.buckets import ShardedBucket
 
 BF16 = Case(dtype=torch.bfloat16)
@@ -81,23 +80,29 @@ def test_without_overlap_they_go_out_after_it(workers, zero):
         assert seen == [0, 0]
 
 
-def buckets_that_exist(config):
+def buckets_that_exist(config, in_flight):
     """For each micro-batch, as its forward begins: how many buffers of whole buckets exist, and
-    whether any parameter of the module has a gradient; then the most buffers that ever existed.
+    how many parameters of the module have a gradient; then the most buffers that ever existed.
     """
     mesh = mesh_of(config)
     model = parallel_model(Case(), mesh)
     buffers, most, between = [], [], []
 
-    def alive():
-        return sum(buffer() is not None for buffer in buffers)
+    def alive(expected):
+        """How many there are; more than expected only if gloo's threads do not let go of them."""
+        deadline = time.monotonic() + 1
+        while (number := sum(b() is not None for b in buffers)) > expected:
+            if time.monotonic() > deadline:
+                break
+            time.sleep(0.01)
+        return number
 
     class Noted(ShardedBucket):
         def _filled(self):
             is_new, buffer = self._buffer is None, super()._filled()
             if is_new:
                 buffers.append(weakref.ref(buffer))
-                most.append(alive())
+                most.append(alive(in_flight + 1))
             return buffer
 
     for bucket in model._gradients._buckets:
@@ -105,23 +110,23 @@ def buckets_that_exist(config):
 
     def look(module, arguments):
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
-        between.append((alive(), len(gradients)))
+        between.append((alive(in_flight), len(gradients)))
 
     model.module.embed.register_forward_pre_hook(look)
     model.forward_backward(micro_batches(Case(num_micro_batches=8), 0, mesh))
-    return between, max(most), alive(), len(model._gradients._buckets)
+    return between, max(most), alive(0), len(model._gradients._buckets)
 
 
 @pytest.mark.parametrize("overlap", [True, False])
 def test_zero_2_keeps_no_whole_gradient(workers, overlap):
+    in_flight = 1 if overlap else 0
     config = {**SMALL, "zero": 2, "overlap": overlap}
-    for between, most, at_the_end, buckets in workers.run(buckets_that_exist, 2, config):
-        in_flight = 1 if overlap else 0
+    found = workers.run(buckets_that_exist, 2, config, in_flight)
+    for between, most, at_the_end, buckets in found:
         assert len(between) == 4
         assert all(exist <= in_flight and gradients == 0 for exist, gradients in between)
         assert at_the_end == 0
-        # The biases' gradients come before those of the weights, so that two buckets may be
-        # filled while one is on its way.
+        # The gradient of a bias comes before that of its weight, which may be in the next bucket.
         assert most <= in_flight + 2 < buckets
 
 
@@ -234,7 +239,9 @@ def zero_gradient():
         for shard in model.shards():
             if shard.name in ("unused", "shift"):
                 gradient = shard.tensor.grad
-                found[zero, shard.name] = gradient if gradient is None else gradient.abs().sum().item()
+                found[zero, shard.name] = (
+                    gradient if gradient is None else gradient.abs().sum().item()
+                )
     return found
 
 
@@ -260,9 +267,3 @@ def is_freed(config):
 def test_a_model_is_freed(workers, zero):
     for freed in workers.run(is_freed, 2, {**SMALL, "zero": zero}):
         assert all(freed)
-
-
-def test_without_values_there_is_nothing_to_divide():
-    model = parallelize(build(Case()), mesh_of(None), LAYOUT)
-    assert model.shards() == []
-    assert all(not placement.blocks for placement in model.placements().values())

@@ -9,9 +9,10 @@ from pathlib import Path
 from mtron_ckpt.arrays import Arrays, Metadata
 from mtron_ckpt.local_arrays import check_held
 from mtron_ckpt.messages import BlockList
+from mtron_ckpt.peers import PeerError
 from mtron_ckpt.plan import Request, check_step, plan_part, plan_save
 from mtron_ckpt.shared_plan import PlanCache, SharedPlan, list_blocks, plan_shared
-from mtron_ckpt.shared_step import PeerError, SharedStep
+from mtron_ckpt.shared_step import SharedStep
 from mtron_ckpt.staging import StagingPool
 from mtron_ckpt.steps import TemporaryStep, check_absent, step_name
 from mtron_ckpt.storage import check_space, describe_failure

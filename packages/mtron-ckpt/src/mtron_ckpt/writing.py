@@ -14,8 +14,8 @@ from mtron_ckpt.committing import write_documents
 from mtron_ckpt.data_file import DataFileWriter
 from mtron_ckpt.index import Written
 from mtron_ckpt.layout import PAGE_BYTES, Member, WindowFiller
+from mtron_ckpt.peers import PeerError
 from mtron_ckpt.plan import SavePlan
-from mtron_ckpt.shared_step import PeerError
 from mtron_ckpt.staging import StagingPool
 from mtron_ckpt.steps import StepDirectory, point_to_latest
 from mtron_ckpt.storage import describe_failure
@@ -49,8 +49,10 @@ class SaveHandle:
 
         Raises:
             OSError: it could not be written, by this writer or another; nothing of it is left.
+                It is a ConnectionError if the process of another writer has ended, a TimeoutError
+                if another writer has given no sign for too long.
             ValueError: the writers have not given every array exactly once.
-            TimeoutError: it is still running.
+            TimeoutError: it is still running (`done` is false).
         """
         try:
             return self._future.result(timeout_seconds)

@@ -30,8 +30,9 @@ class LocalParameter:
     @property
     def dim(self) -> int | None:
         """The dim along which tensor parallelism cuts it, or None."""
-        is_cut = isinstance(self.rule, ShardRule) and self.rule.axis == "tp"
-        return self.rule.dim if is_cut else None
+        if isinstance(self.rule, ShardRule) and self.rule.axis == "tp":
+            return self.rule.dim
+        return None
 
     @property
     def is_vocabulary(self) -> bool:

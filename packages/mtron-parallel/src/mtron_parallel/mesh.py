@@ -158,7 +158,9 @@ def _process_group(ranks: tuple[int, ...], timeout_seconds: float) -> dist.Proce
     limit = datetime.timedelta(seconds=timeout_seconds)
 
     def make(ranks: Sequence[int]) -> dist.ProcessGroup:
-        return dist.new_group(list(ranks), timeout=limit, use_local_synchronization=True)
+        group = dist.new_group(list(ranks), timeout=limit, use_local_synchronization=True)
+        assert isinstance(group, dist.ProcessGroup)
+        return group
 
     if dist.get_backend() != "fake":  # which has nobody to ask
         for _ in range(_missing_groups(ranks)):

@@ -94,7 +94,9 @@ def attach_tensor_parallelism(
         if isinstance(module, nn.Embedding):
             attach_embedding(name, module, local, region)
             ends.add("embedding")
-        elif local.dim == 1:
+            continue
+        assert isinstance(module, nn.Linear)
+        if local.dim == 1:
             _attach_row(module, region)
         elif local.is_vocabulary or module is head:
             attach_head(model, module, local, region)
@@ -174,15 +176,15 @@ def _attach_row(module: nn.Linear, region: Region) -> None:
     """Sum the outputs, and add the bias once, after the sum."""
     held: list[nn.Parameter | None] = []
 
-    def take_bias(module: nn.Module, arguments: tuple[Any, ...]) -> None:
+    def take_bias(module: nn.Linear, arguments: tuple[Any, ...]) -> None:
         held.append(module._parameters["bias"])
         module._parameters["bias"] = None
 
-    def return_bias(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> None:
+    def return_bias(module: nn.Linear, arguments: tuple[Any, ...], output: Tensor) -> None:
         if held:
             module._parameters["bias"] = held.pop()
 
-    def leave(module: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+    def leave(module: nn.Linear, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         total = region.leave(output)
         return total if module.bias is None else total + module.bias
 
@@ -203,7 +205,7 @@ def _divided(context: Any, inputs: Tensor, group: Group) -> Any:
     names = {entry.name for entry in fields(context)}
     if "positions" in names and getattr(context, "positions", 0) is None:
         changed["positions"] = torch.arange(seq, device=device)
-    random = getattr(context, "random", None)
+    random: Any = getattr(context, "random", None)
     if hasattr(random, "token_index"):
         tokens = random.token_index
         if tokens is None:

@@ -101,10 +101,10 @@ def attach_head(model: nn.Module, head: nn.Linear, local: LocalParameter, passag
 
     head.register_forward_pre_hook(enter)
     head.register_forward_hook(join)
-    loss = getattr(model, "head_loss", None)
+    loss: Any = getattr(model, "head_loss", None)
     if loss is None:
         return
-    if not isinstance(loss, nn.Module) or not hasattr(loss, "op"):
+    if not (hasattr(loss, "op") and hasattr(loss, "register_forward_pre_hook")):
         raise ValueError(
             f"head_loss: must be a module with the loss per token as its op(logits, labels), got "
             f"{loss!r}; without the attribute head_loss the head gives all logits"
