@@ -13,7 +13,7 @@ DEV := $(VENV)/installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain test test-all check ci ci-rest slow-share wheels bench format clean
+.PHONY: help pretrain test test-all check ci ci-rest slow-share wheels bench bench-parallel mutate format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,12 @@ wheels: $(DEV)  ## Build every wheel, install each one alone in a clean environm
 
 bench: $(DEV)  ## Speed of a training step beside plain PyTorch and transformers
 	$(BIN)/python tools/bench/train_step.py
+
+bench-parallel: $(DEV)  ## Parallel training on 2 and 4 CPU ranks beside torch, formulas and limits
+	$(BIN)/python tools/bench/parallel.py
+
+mutate: $(DEV)  ## Break the code in known ways; each time a test must fail
+	$(BIN)/python tools/mutate.py
 
 format: $(DEV)  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format .

@@ -48,8 +48,8 @@ MUTATIONS = (
     Mutation(
         "divide by the local token count",
         f"{PARALLEL}/model.py",
-        "        all_reduce(count, data).wait()\n",
-        "",
+        "        counting = all_reduce(count, data)\n",
+        "        counting = all_reduce(count.clone(), data)\n",
         (PARITY, "-k", "dp2"),
     ),
     Mutation(

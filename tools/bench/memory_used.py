@@ -55,7 +55,7 @@ def measure(shape: Shape, layout: ParallelConfig) -> dict[str, Any]:
         _step(parallel, optimizer, given)
         del given  # it is not state
         peak = storages.peak()
-    plan = plan_memory(LlamaConfig(**shape.model_fields()), parallel.mesh.config)
+    plan = plan_memory(LlamaConfig(**shape.model_fields()), parallel.mesh.config, gloo=True)
     parts = ("weights", "gradients", "optimizer", "communication", "total")
     planned = {part: getattr(plan, f"{part}_bytes") for part in parts}
     return {"measured": vars(peak), "planned": planned}

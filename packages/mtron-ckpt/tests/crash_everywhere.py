@@ -32,8 +32,13 @@ def save(root: Path, step: int) -> None:
     CheckpointManager(root, keep_last=1).save(arrays, metadata).wait()
 
 
-def crash_at(trial: int) -> None:
-    """Let this process end at its operation number `trial`; a write counts twice."""
+def crash_at(trial: int, *, counts_reading: bool = True) -> None:
+    """Let this process end at its operation number `trial`; a write counts twice.
+
+    Args:
+        trial: which one.
+        counts_reading: whether opening a file that is there is an operation.
+    """
     count = 0
 
     def step() -> bool:
@@ -47,7 +52,8 @@ def crash_at(trial: int) -> None:
 
     def wrap(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
         def operation(*arguments: Any, **named: Any) -> Any:
-            if step():
+            reads = name == "open" and not arguments[1] & os.O_CREAT
+            if (counts_reading or not reads) and step():
                 end(name)
             if name == "pwrite" and step():
                 file, data, position = arguments

@@ -10,11 +10,7 @@ import numpy as np
 import pytest
 
 import mtron_ckpt
-from mtron_ckpt import (
-    LocalArray,
-    data_file,
-    shared_step,
-)
+from mtron_ckpt import LocalArray, data_file, shared_step
 from mtron_ckpt.shared_step import SharedStep
 from mtron_ckpt.storage import write_at
 
@@ -71,6 +67,7 @@ def test_a_writer_that_fails_while_staging_is_named_to_the_others(trio, who):
     assert trio.names() == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="needs Linux's /proc")
 @pytest.mark.parametrize("who", range(3))
 def test_no_space_for_one_writer(trio, who, monkeypatch):
     """The message needs room, too; the writer's own data makes it."""
@@ -136,9 +133,9 @@ def test_a_writer_that_is_interrupted_ends_the_save(trio):
 def test_who_does_not_come_in_time_is_named(trio):
     outcomes = trio.together(lambda rank: trio.begin(rank, timeout_seconds=0.3), 2)
     for outcome in outcomes:
-        with pytest.raises(TimeoutError, match=r"writer 2 gave no sign for 0\.3 seconds"):
+        with pytest.raises(TimeoutError, match=r"writers? .*2 gave no sign for 0\.3 seconds"):
             raise outcome
-    with pytest.raises(OSError, match="writer 2 gave no sign"):
+    with pytest.raises(OSError, match="2 gave no sign"):
         trio.begin(2)  # too late
     assert trio.names() == []
 
@@ -169,7 +166,7 @@ def test_without_locks_all_works_but_death_is_noticed_by_time(trio, monkeypatch)
     for outcome in trio.together(
         lambda rank: trio.begin(rank, step=3, timeout_seconds=0.3), trio.count - 1
     ):
-        with pytest.raises(OSError, match="writer 2 gave no sign"):
+        with pytest.raises(OSError, match="2 gave no sign"):
             raise outcome
     trio.together(lambda rank: trio.begin(rank, step=4).wait())
     assert mtron_ckpt.open(trio.root).step == 4

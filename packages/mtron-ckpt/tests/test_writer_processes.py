@@ -52,10 +52,10 @@ def crash(directory: Path, rank: int, first: int, stride: int, seconds: float = 
     return [line.split()[0] for line in lines]
 
 
-@pytest.mark.parametrize(("rank", "first"), [(0, 9), (2, 8)])
-def test_crash_at_some_file_operations(tmp_path, rank, first):
-    """The first few operations come before the others can know of the writer."""
-    assert len(crash(tmp_path, rank, first, 11 if rank == 0 else 8)) > 4
+@pytest.mark.parametrize(("rank", "stride"), [(0, 9), (2, 4)])
+def test_crash_at_some_file_operations(tmp_path, rank, stride):
+    """Not at the first few, which come before the others can know of the writer."""
+    assert len(crash(tmp_path, rank, 6, stride)) > 4
 
 
 @pytest.mark.slow
@@ -63,7 +63,7 @@ def test_crash_at_some_file_operations(tmp_path, rank, first):
 @pytest.mark.parametrize("rank", [0, 2])
 def test_crash_at_every_file_operation(tmp_path, rank):
     operations = crash(tmp_path, rank, 1, 1, 900)
-    assert len(operations) > (90 if rank == 0 else 30)
+    assert len(operations) > (80 if rank == 0 else 18)
     assert set(operations) >= {"open", "mkdir", "pwrite", "half", "fsync", "rename"}
 
 

@@ -28,7 +28,7 @@ class Model:
 def plan(**fields):
     sizes = {
         name: fields.pop(name)
-        for name in ("weight_bytes", "gradient_bytes", "state_bytes")
+        for name in ("weight_bytes", "gradient_bytes", "state_bytes", "gloo")
         if name in fields
     }
     return plan_memory(Model(), ParallelConfig(**fields), **sizes)
@@ -116,3 +116,14 @@ def test_a_layout_that_is_not_resolved_or_not_legal_is_refused():
         plan(tp=2)
     with pytest.raises(ValueError, match="tp: 3 does not divide"):
         plan(tp=3, dp=1)
+
+
+def test_over_gloo_the_shares_of_other_ranks_take_memory():
+    # Of 2600 elements as above; with 4 ranks two shares wait beside the one that is added to.
+    plain = plan(dp=4, zero=1, bucket_bytes=10400)
+    over_gloo = plan(dp=4, zero=1, bucket_bytes=10400, gloo=True)
+    assert over_gloo.communication_bytes == plain.optimizer_bytes // 8 * 2 * 4
+    assert plan(dp=2, zero=1, gloo=True) == plan(dp=2, zero=1)
+    plain, over_gloo = (plan(dp=4, zero=2, bucket_bytes=1, gloo=gloo) for gloo in (False, True))
+    # Both buckets, which hold 4352 elements with their padding.
+    assert over_gloo.communication_bytes - plain.communication_bytes == 4 * 2 * 4352 // 4

@@ -246,3 +246,30 @@ def test_nothing_to_publish_alone():
     model.publish()
     model.wait()
     model.forward_backward([random_batch(2)])
+
+
+class Published:
+    """Weights that note that they were waited for."""
+
+    def __init__(self, name, log):
+        self.name, self.log = name, log
+
+    def wait(self):
+        self.log.append(self.name)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_weights_that_no_block_waits_for_are_waited_for_before_the_loss(compiled):
+    model, log = filled(), []
+    plain = model.module.train_loss
+
+    def note(module, arguments):
+        log.append("forward")
+
+    model.module.embed.register_forward_pre_hook(note)
+    if compiled:  # hooks may not run in there
+        model.module.train_loss = lambda *arguments: plain(*arguments)
+    model._early = [Published("root", log)]
+    model._weights = [*model._early, Published("block", log)]
+    model.evaluate(iter([random_batch(2)]))
+    assert log == (["root", "block", "forward"] if compiled else ["root", "forward"])

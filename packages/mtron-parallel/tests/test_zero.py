@@ -170,13 +170,27 @@ def test_bf16_gradients_are_summed_in_fp32(workers, tolerances, zero):
         assert error <= tolerances.BF16_ACCUMULATION * max(expected[name].norm(), 0.01 * largest)
 
 
+class Late:
+    """Weights on their way, which arrive when they are waited for."""
+
+    def __init__(self, flat):
+        self.flat = flat
+
+    def wait(self):
+        self.flat.fill_(-1)
+
+
 def fill_twice(config):
-    """Train a little, publish and fill again at once; returns all weights of the module."""
-    mesh = mesh_of(config)
-    training = Training(Case(), mesh)
+    """Fill while the weights of the last step are on their way; whether that replaced all."""
+    training = Training(Case(), mesh_of(config))
     training.step(0)
-    training.model.fill(lambda name, block: torch.full(block.shape, 0.5))
-    return [bool((p == 0.5).all()) for p in training.model.module.parameters()]
+    model = training.model
+    model.wait()
+    for flat in model._weights:
+        flat._pending = Late(flat.flat)
+    model.fill(lambda name, block: torch.full(block.shape, 0.5))
+    model.wait()
+    return [bool((p == 0.5).all()) for p in model.module.parameters()]
 
 
 @pytest.mark.parametrize("zero", [0, 1, 2])

@@ -8,6 +8,7 @@ reduce-scatter and all-gather took 2 to 6 times as long as the exchanges used in
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -81,10 +82,15 @@ class Group:
         """Number of ranks."""
         return len(self.ranks)
 
-    @property
+    @cached_property
     def is_gloo(self) -> bool:
         """Whether messages go over gloo."""
         return self.handle is not None and dist.get_backend(self.handle) == "gloo"
+
+    @cached_property
+    def sources(self) -> tuple[int, ...]:
+        """Positions of the other ranks."""
+        return tuple(rank for rank in range(self.size) if rank != self.rank)
 
 
 class Pending:
@@ -187,11 +193,13 @@ def reduce_scatter(output: Tensor, values: Tensor, group: Group) -> Pending:
     _count(group, values.nbytes)
     with _explained(group, "reduce_scatter"):
         if group.is_gloo:
-            received = torch.empty_like(values)
-            work = dist.all_to_all_single(received, values, group=group.handle, async_op=True)
-            assert work is not None
-            parts = received.view(group.size, -1)
-            return Pending([work], group, "reduce_scatter", lambda: _sum_rows(parts, output))
+            parts = values.view(group.size, -1)
+            rest = values.new_empty((group.size - 2, len(output)))
+            received = [output, *rest]
+            works = _exchange(parts, received, group)
+            own = parts[group.rank]
+            rows = [*received[: group.rank], own, *received[group.rank :]]
+            return Pending(works, group, "reduce_scatter", lambda: _add_up(rows, output))
         work = _reduce_scatter(output, values, group=group.handle, async_op=True)
     assert work is not None
     return Pending([work], group, "reduce_scatter")
@@ -213,8 +221,9 @@ def all_gather(values: Tensor, group: Group) -> Pending:
     _count(group, values.nbytes)
     with _explained(group, "all_gather"):
         if group.is_gloo:
-            works = _exchange(own, values.view(group.size, -1), group)
-            return Pending(works, group, "all_gather")
+            parts = values.view(group.size, -1)
+            others = [parts[rank] for rank in group.sources]
+            return Pending(_exchange([own] * group.size, others, group), group, "all_gather")
         work = _all_gather(values, own, group=group.handle, async_op=True)
     assert work is not None
     return Pending([work], group, "all_gather")
@@ -229,7 +238,7 @@ def summed(tensor: Tensor, group: Group) -> Tensor:
         tensor = tensor.contiguous()
         received = torch.empty_like(tensor)
         with _explained(group, "all_reduce"):
-            works = _exchange(tensor, [received, received], group)
+            works = _exchange([tensor] * 2, [received], group)
         Pending(works, group, "all_reduce").wait()
         return received.add_(tensor)
     total = tensor.clone(memory_format=torch.contiguous_format)
@@ -252,23 +261,36 @@ def scattered_sum(parts: Tensor, group: Group) -> Tensor:
     return result
 
 
-def _exchange(own: Tensor, received: Sequence[Tensor] | Tensor, group: Group) -> list[dist.Work]:
-    """Send `own` to every other rank; element r of `received` gets what rank r has sent."""
-    operations = []
+def _exchange(
+    outgoing: Sequence[Tensor] | Tensor, received: Sequence[Tensor], group: Group
+) -> list[dist.Work]:
+    """Exchange messages with every other rank.
+
+    Args:
+        outgoing: element r goes to rank r of the group.
+        received: gets what the others have sent, in the order of `group.sources`.
+        group: who takes part.
+    """
+    works = [
+        dist.irecv(tensor, group.ranks[source], group.handle)
+        for source, tensor in zip(group.sources, received, strict=True)
+    ]
     for distance in range(1, group.size):
-        target, source = (group.rank + distance) % group.size, (group.rank - distance) % group.size
-        operations += [
-            dist.P2POp(dist.isend, own, group.ranks[target], group.handle),
-            dist.P2POp(dist.irecv, received[source], group.ranks[source], group.handle),
-        ]
-    return dist.batch_isend_irecv(operations)
+        target = (group.rank + distance) % group.size
+        works.append(dist.isend(outgoing[target], group.ranks[target], group.handle))
+    return [work for work in works if work is not None]
 
 
-def _sum_rows(rows: Tensor, output: Tensor) -> None:
-    """Sum in the order of the ranks, so that every run has the same bits."""
-    torch.add(rows[0], rows[1], out=output)
-    for row in rows[2:]:
-        output += row
+def _add_up(rows: Sequence[Tensor], output: Tensor) -> None:
+    """Add the ranks' parts in the order of the ranks, so that every run has the same bits.
+
+    Args:
+        rows: by rank; `output` is the first of them, or the second after this rank's own.
+        output: gets the sum.
+    """
+    for row in rows:
+        if row is not output:
+            output += row
 
 
 def _count(group: Group, num_bytes: int) -> None:

@@ -36,7 +36,7 @@ _SHOW_CURSOR = "\x1b[?25h\n"
 """A process killed while it updates a line on a terminal leaves that line, and no cursor."""
 
 
-def launch(command: Sequence[str], nproc: int, *, grace_seconds: float = 3.0) -> int:
+def launch(command: Sequence[str], nproc: int, *, grace_seconds: float = 2.0) -> int:
     """Run `nproc` processes of a command as the ranks of one job, and wait for all of them.
 
     Each gets `RANK`, `LOCAL_RANK`, `WORLD_SIZE`, `LOCAL_WORLD_SIZE`, `MASTER_ADDR` and

@@ -31,7 +31,8 @@ class MemoryPlan:
             rank's share of their sum with zero = 1, that share alone with zero = 2.
         optimizer_bytes: optimizer state of all elements with zero = 0, else of the rank's share.
         communication_bytes: what comes and goes during the backward: with zero = 2 the two
-            largest buckets, each with the share that its sum leaves on the rank.
+            largest buckets, each with the share that its sum leaves on the rank; over gloo also
+            the shares that more than one other rank has sent, with zero = 1 those of all buckets.
     """
 
     num_elements: int
@@ -54,6 +55,7 @@ def plan_memory(
     weight_bytes: int = 4,
     gradient_bytes: int = 4,
     state_bytes: int = 8,
+    gloo: bool = False,
 ) -> MemoryPlan:
     """Return what a rank of the layout `config` holds of `model`.
 
@@ -63,6 +65,8 @@ def plan_memory(
         weight_bytes: bytes of a weight.
         gradient_bytes: bytes of a gradient, in the type in which gradients are summed.
         state_bytes: bytes of optimizer state per weight; AdamW keeps two numbers.
+        gloo: whether ranks communicate over gloo, where the other ranks' shares of a sum take
+            memory until they are added up.
 
     Raises:
         ValueError: `dp` is -1, or `tp` ranks cannot cut a parameter.
@@ -75,13 +79,21 @@ def plan_memory(
     share = sum(bucket.segment for bucket in buckets)
     buffers = sum(bucket.size for bucket in buckets) if config.dp > 1 else elements
     zero = config.zero if config.dp > 1 else 0
-    in_flight = sorted(bucket.size + bucket.segment for bucket in buckets)[-BUCKETS_IN_FLIGHT:]
+    in_flight = sorted(buckets, key=lambda bucket: bucket.size)[-BUCKETS_IN_FLIGHT:]
+    received = (
+        config.dp - 2 if gloo else 0
+    )  # besides the one that is received where the sum will be
+    transient = (
+        0,
+        sum(received * bucket.segment for bucket in buckets),
+        sum(bucket.size + (1 + received) * bucket.segment for bucket in in_flight),
+    )
     return MemoryPlan(
         num_elements=elements,
         weights_bytes=weight_bytes * (buffers if zero else elements),
         gradients_bytes=gradient_bytes * (buffers, buffers + share, share)[zero],
         optimizer_bytes=state_bytes * (share if zero else elements),
-        communication_bytes=gradient_bytes * (sum(in_flight) if zero == 2 else 0),
+        communication_bytes=gradient_bytes * transient[zero],
     )
 
 

@@ -129,10 +129,11 @@ class ParallelModel:
         data = self.mesh.group("dp")
         masks = torch.stack([batch.loss_mask.sum(dtype=torch.float64) for batch in micro_batches])
         count = masks.sum()
-        all_reduce(count, data).wait()
+        counting = all_reduce(count, data)
+        gradients.begin()
+        counting.wait()
         divisor = count.clamp(min=1).to(self._dtype())
         total = torch.zeros_like(count)
-        gradients.begin()
         for index, batch in enumerate(micro_batches):
             gradients.micro_batch(last=index == len(micro_batches) - 1)
             weights = batch.loss_mask.to(self._dtype()) / divisor
@@ -140,8 +141,9 @@ class ParallelModel:
             loss.backward()
             gradients.end_micro_batch()
             total += loss.detach()
+        adding = all_reduce(total, data)
         gradients.finish()
-        all_reduce(total, data).wait()
+        adding.wait()
         num_tokens = int(count)
         if num_tokens == 0:
             raise ValueError("loss_mask: no token of the global batch counts in the loss")
