@@ -31,7 +31,7 @@ def run_with(fault, rank, toml, nproc, mark, *overrides):
 @pytest.mark.parametrize(
     ("fault", "nproc", "rank", "layout"),
     [
-        ("raise", 2, 1, "parallel.tp=2"),
+        pytest.param("raise", 2, 1, "parallel.tp=2", marks=pytest.mark.slow),
         pytest.param("die", 2, 0, "parallel.zero=1", marks=pytest.mark.slow),
         ("sleep", 2, 1, "parallel.tp=2"),
         pytest.param("raise", 4, 2, "parallel.tp=2", marks=pytest.mark.slow),

@@ -72,7 +72,7 @@ class _Loop:
     def run(self) -> Outcome:
         state, total = self.state, self.config.run.steps
         with ExitStack() as cleanup:
-            cleanup.callback(self.run_.checkpoints.wait)  # also when a step has failed
+            cleanup.enter_context(self.run_.checkpoints)
             cleanup.callback(state.loader.close)
             for sink in self.sinks:
                 cleanup.callback(sink.close)
