@@ -50,6 +50,7 @@ def fail_everywhere():
 
 
 def die_on(rank, number):
+    dist.barrier()  # all are connected
     if dist.get_rank() == rank:
         os.kill(os.getpid(), number) if number else os._exit(3)
     dist.all_reduce(torch.ones(1))
