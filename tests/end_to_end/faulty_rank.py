@@ -3,6 +3,7 @@
 The file MARK is written when the fault happens.
 """
 
+import itertools
 import os
 import runpy
 import signal
@@ -28,15 +29,13 @@ def sleep():
 kind, rank, step, mark = sys.argv[1], sys.argv[2], int(sys.argv[3]), Path(sys.argv[4])
 sys.argv = ["mtron-train", *sys.argv[5:]]
 take_batch = Loader.__next__
-taken = 0
+taken = itertools.count()
 
 
 def faulty_batch(self):
-    global taken
-    if os.environ["RANK"] == rank and taken == step:
+    if next(taken) == step and os.environ["RANK"] == rank:
         mark.touch()
         {"raise": raise_error, "die": die, "sleep": sleep}[kind]()
-    taken += 1
     return take_batch(self)
 
 

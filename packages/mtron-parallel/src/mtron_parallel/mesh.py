@@ -55,7 +55,7 @@ class Mesh:
     ) -> "Mesh":
         """Arrange processes of the job in a grid; every one of them calls this.
 
-        torch.distributed must have been started, by `start_processes` or by the caller.
+        torch.distributed must have been started, by `Job.start` or by the caller.
 
         Args:
             config: the layout; `dp = -1` takes all processes.

@@ -199,7 +199,7 @@ class ParallelModel:
     def publish(self) -> None:
         """Give every rank the weights that the others have updated; call it after each update.
 
-        With `overlap` it only begins: each module waits for its own weights in the next forward.
+        With `overlap` it only begins: each block of the model waits for its own when it runs next.
         """
         for weights in self._weights:
             weights.publish()
