@@ -27,6 +27,12 @@ class Other(Group):
     is_gloo = False
 
 
+class Apart(Group):
+    """As on several hosts: there is no shared memory."""
+
+    host = None
+
+
 def values_of(rank, dtype, *shape):
     """Whole numbers of which every type holds the sums exactly."""
     generator = torch.Generator().manual_seed(rank)
@@ -37,8 +43,10 @@ def compare_all():
     """Every collective against plain sums of what all ranks have; returns how many there were."""
     mesh = Mesh.over(ParallelConfig(), "cpu")
     gloo = mesh.group("world")
-    other = Other(**{name: getattr(gloo, name) for name in Group.__dataclass_fields__})
-    return sum(compare(group, dtype) for group in (gloo, other) for dtype in DTYPES)
+    assert gloo.host is not None
+    fields = {name: getattr(gloo, name) for name in Group.__dataclass_fields__}
+    groups = gloo, Other(**fields), Apart(**fields)
+    return sum(compare(group, dtype) for group in groups for dtype in DTYPES)
 
 
 def compare(group, dtype):
@@ -52,6 +60,7 @@ def compare(group, dtype):
 
     check(summed(own, group), total)
     assert torch.equal(own, everyone[rank])
+    check(summed(own, group, maximum=True), torch.stack(everyone).amax(0))
     mixed = torch.stack((own, -own), dim=1)[:, 0]  # not contiguous
     check(summed(mixed, group), total)
     buffer = own.clone()
@@ -73,7 +82,7 @@ def compare(group, dtype):
     turned = torch.stack(everyone).view(size, size, 5).mT
     check(gathered(own.view(size, 5).T, group), turned)
     check(scattered_sum(own.view(5, size).T, group), total.view(5, size)[:, rank])
-    return 9
+    return 10
 
 
 def count_bytes():
@@ -120,7 +129,7 @@ def reduce_scatter_many():
 
 @pytest.mark.parametrize("size", [2, 3])
 def test_each_equals_a_plain_sum_or_stack(workers, size):
-    assert workers.run(compare_all, size) == [2 * len(DTYPES) * 9] * size
+    assert workers.run(compare_all, size) == [3 * len(DTYPES) * 10] * size
 
 
 @pytest.mark.parametrize("size", [2, 3])

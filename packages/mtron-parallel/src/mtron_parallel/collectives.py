@@ -1,20 +1,22 @@
 """Communication between the ranks of a group: the one seam that every message goes through.
 
-Here bytes are counted, waits that take too long are explained, and backends are chosen: gloo's own
-reduce-scatter and all-gather took 2 to 6 times as long as the exchanges used in their place
-(2 and 4 ranks, 64 KiB to 16 MiB).
+Here bytes are counted, waits that take too long are explained, and transports are chosen. What runs
+beside the backward goes over torch's process groups; gloo's own reduce-scatter and all-gather took
+2 to 6 times as long as the exchanges used in their place (2 and 4 ranks, 64 KiB to 16 MiB). What a
+rank has to wait for at once goes through shared memory, if they share a host: see `host_memory`.
 """
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from mtron_parallel import host_memory
 from mtron_parallel.failures import Cause, cause_of
 from mtron_parallel.watch import CollectiveTimeout, PeerLost
 
@@ -88,6 +90,22 @@ class Group:
         return self.handle is not None and dist.get_backend(self.handle) == "gloo"
 
     @cached_property
+    def host(self) -> host_memory.HostMemory | None:
+        """Memory that all ranks share, if they are on one host's CPU; all ranks ask together.
+
+        It is made when it is first asked for, and goes with the group.
+        """
+        if not self.is_gloo:
+            return None
+
+        def share(value: Any) -> list[Any]:
+            found: list[Any] = [None] * self.size
+            dist.all_gather_object(found, value, self.handle)
+            return found
+
+        return host_memory.connect(self.rank, self.size, share, self.timeout_seconds)
+
+    @cached_property
     def sources(self) -> tuple[int, ...]:
         """Positions of the other ranks."""
         return tuple(rank for rank in range(self.size) if rank != self.rank)
@@ -139,7 +157,7 @@ def _explained(group: Group, name: str) -> Iterator[None]:
         observer.entered(what)
     try:
         yield
-    except RuntimeError as error:
+    except (RuntimeError, ConnectionError, TimeoutError) as error:
         cause = cause_of(error)
         if cause is Cause.TIMEOUT:
             seconds, ranks = group.timeout_seconds, ", ".join(map(str, group.ranks))
@@ -229,25 +247,25 @@ def all_gather(values: Tensor, group: Group) -> Pending:
     return Pending([work], group, "all_gather")
 
 
-def summed(tensor: Tensor, group: Group) -> Tensor:
-    """Return the sum of `tensor` over the group, a new tensor."""
+def summed(tensor: Tensor, group: Group, maximum: bool = False) -> Tensor:
+    """Return the sum of `tensor` over the group, a new tensor; or the largest, by element."""
     if group.size == 1:
         return tensor
-    if group.size == 2 and group.is_gloo and not torch.compiler.is_compiling():
+    if (host := _host(group, "all_reduce")) is not None:
         _count(group, 2 * tensor.nbytes)
-        tensor = tensor.contiguous()
-        received = torch.empty_like(tensor)
         with _explained(group, "all_reduce"):
-            works = _exchange([tensor] * 2, [received], group)
-        Pending(works, group, "all_reduce").wait()
-        return received.add_(tensor)
+            return host.reduce(tensor, maximum)
     total = tensor.clone(memory_format=torch.contiguous_format)
-    all_reduce(total, group).wait()
+    all_reduce(total, group, maximum).wait()
     return total
 
 
 def gathered(tensor: Tensor, group: Group) -> Tensor:
     """Return `tensor` of all ranks, `[group.size, *tensor.shape]`."""
+    if (host := _host(group, "all_gather")) is not None:
+        _count(group, tensor.nbytes * group.size)
+        with _explained(group, "all_gather"):
+            return host.gather(tensor)
     result = tensor.new_empty((group.size, *tensor.shape))
     result[group.rank] = tensor
     all_gather(result.view(-1), group).wait()
@@ -256,9 +274,21 @@ def gathered(tensor: Tensor, group: Group) -> Tensor:
 
 def scattered_sum(parts: Tensor, group: Group) -> Tensor:
     """Return the sum over the group of part `group.rank` of `parts`, `[group.size, ...]`."""
+    if (host := _host(group, "reduce_scatter")) is not None:
+        _count(group, parts.nbytes)
+        with _explained(group, "reduce_scatter"):
+            return host.scatter_sum(parts)
     result = parts.new_empty(parts.shape[1:])
     reduce_scatter(result.view(-1), parts.contiguous().view(-1), group).wait()
     return result
+
+
+def _host(group: Group, name: str) -> host_memory.HostMemory | None:
+    """Return the group's shared memory, if collective `name` may go through it."""
+    if group.size == 1 or torch.compiler.is_compiling():
+        return None
+    with _explained(group, name):  # the first time all ranks have to come
+        return group.host
 
 
 def _exchange(

@@ -5,7 +5,8 @@ key and value heads that several ranks hold) and the flat buffers with their pad
 that all parameters are trained and of one element type, that buckets are filled in the reverse
 order of the parameters, each with such whose gradients are summed over the same ranks, and that
 tensors start where `plan_flat` puts them. Left out are activations, temporary tensors of autograd
-and of the optimizer, the optimizer's counters, and what torch and its allocator take themselves.
+and of the optimizer, the optimizer's counters, the 4 MiB per rank through which the ranks of a host
+exchange activations, and what torch and its allocator take themselves.
 """
 
 from dataclasses import dataclass

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from mtron_parallel.collectives import Group, all_reduce, gathered
+from mtron_parallel.collectives import Group, gathered, summed
 from mtron_parallel.cuts import Cut
 from mtron_parallel.local import LocalParameter
 
@@ -152,7 +152,7 @@ class _CrossEntropy(torch.autograd.Function):
         largest = values.new_full((len(labels),), -torch.inf)
         if count:
             largest = values.amax(dim=-1)
-        all_reduce(largest, group, maximum=True).wait()
+        largest = summed(largest, group, maximum=True)
         values = values - largest[:, None]
         here = (labels >= first) & (labels < first + count)
         own = (labels - first).masked_fill(~here, 0)
@@ -160,8 +160,7 @@ class _CrossEntropy(torch.autograd.Function):
         if count:
             target = values.gather(1, own[:, None])[:, 0].masked_fill(~here, 0)
         values.exp_()
-        sums = torch.stack((values.sum(dim=-1), target))
-        all_reduce(sums, group).wait()
+        sums = summed(torch.stack((values.sum(dim=-1), target)), group)
         ctx.save_for_backward(values.div_(sums[0][:, None]), own, here)
         ctx.width, ctx.dtype = logits.shape[1], logits.dtype
         return sums[0].log() - sums[1]
