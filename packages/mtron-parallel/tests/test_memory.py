@@ -127,3 +127,8 @@ def test_over_gloo_the_shares_of_other_ranks_take_memory():
     plain, over_gloo = (plan(dp=4, zero=2, bucket_bytes=1, gloo=gloo) for gloo in (False, True))
     # Both buckets, which hold 4352 elements with their padding.
     assert over_gloo.communication_bytes - plain.communication_bytes == 4 * 2 * 4352 // 4
+
+
+def test_over_gloo_tensor_parallel_ranks_share_memory():
+    over_gloo = plan(tp=2, dp=1, gloo=True).communication_bytes
+    assert over_gloo - plan(tp=2, dp=1).communication_bytes == 2 * 2 * 512 * 1024

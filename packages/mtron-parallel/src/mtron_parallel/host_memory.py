@@ -21,8 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SLOT_BYTES = 2 * 1024 * 1024
-"""What a rank writes at a time; larger tensors go in parts. A multiple of every element's size."""
+from mtron_parallel.memory import SLOT_BYTES, SLOTS_PER_RANK
 
 _HANDSHAKE_SECONDS = 5.0
 _HELLO = struct.Struct("=I")
@@ -62,7 +61,9 @@ class HostMemory:
         self, rank: int, peers: Sequence[socket.socket], memory: mmap.mmap, timeout_seconds: float
     ) -> None:
         self._rank, self._peers = rank, list(peers)
-        self._sets = torch.frombuffer(memory, dtype=torch.uint8).view(2, len(peers) + 1, SLOT_BYTES)
+        self._sets = torch.frombuffer(memory, dtype=torch.uint8).view(
+            SLOTS_PER_RANK, len(peers) + 1, SLOT_BYTES
+        )
         self._set = 0
         for peer in self._peers:
             peer.settimeout(timeout_seconds)
@@ -218,7 +219,7 @@ def _meet_all(
             (other,) = _HELLO.unpack(connection.recv(_HELLO.size))
             peers[other] = connection
         ordered = [peers[other] for other in sorted(peers)]
-        memory = _share_memory(rank, ordered, 2 * len(addresses) * SLOT_BYTES)
+        memory = _share_memory(rank, ordered, SLOTS_PER_RANK * len(addresses) * SLOT_BYTES)
         return HostMemory(rank, ordered, memory, timeout_seconds)
     except BaseException:
         _close(peers.values())

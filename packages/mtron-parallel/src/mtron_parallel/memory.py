@@ -5,8 +5,7 @@ key and value heads that several ranks hold) and the flat buffers with their pad
 that all parameters are trained and of one element type, that buckets are filled in the reverse
 order of the parameters, each with such whose gradients are summed over the same ranks, and that
 tensors start where `plan_flat` puts them. Left out are activations, temporary tensors of autograd
-and of the optimizer, the optimizer's counters, the 4 MiB per rank through which the ranks of a host
-exchange activations, and what torch and its allocator take themselves.
+and of the optimizer, the optimizer's counters, and what torch and its allocator take themselves.
 """
 
 from dataclasses import dataclass
@@ -18,6 +17,11 @@ from mtron_parallel.flat import FlatLayout, plan_layouts, rows_of
 
 BUCKETS_IN_FLIGHT = 2
 """Buckets whose gradients exist at a time with zero = 2: one is filled, one is being summed."""
+SLOT_BYTES = 512 * 1024
+"""What a rank writes at a time into memory that the ranks of a host share; larger tensors go in
+parts, and small enough to stay in the processor's cache. A multiple of every element's size."""
+SLOTS_PER_RANK = 2
+"""Slots of a rank in that memory, used in turn."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,8 @@ class MemoryPlan:
         optimizer_bytes: optimizer state of all elements with zero = 0, else of the rank's share.
         communication_bytes: what comes and goes during the backward: with zero = 2 the two
             largest buckets, each with the share that its sum leaves on the rank; over gloo also
-            the shares that more than one other rank has sent, with zero = 1 those of all buckets.
+            the shares that more than one other rank has sent, with zero = 1 those of all buckets,
+            and the memory through which tensor-parallel ranks of one host exchange activations.
     """
 
     num_elements: int
@@ -67,7 +72,7 @@ def plan_memory(
         gradient_bytes: bytes of a gradient, in the type in which gradients are summed.
         state_bytes: bytes of optimizer state per weight; AdamW keeps two numbers.
         gloo: whether ranks communicate over gloo, where the other ranks' shares of a sum take
-            memory until they are added up.
+            memory until they are added up, and tensor-parallel ranks share memory.
 
     Raises:
         ValueError: `dp` is -1, or `tp` ranks cannot cut a parameter.
@@ -89,12 +94,13 @@ def plan_memory(
         sum(received * bucket.segment for bucket in buckets),
         sum(bucket.size + (1 + received) * bucket.segment for bucket in in_flight),
     )
+    shared = config.tp * SLOTS_PER_RANK * SLOT_BYTES if gloo and config.tp > 1 else 0
     return MemoryPlan(
         num_elements=elements,
         weights_bytes=weight_bytes * (buffers if zero else elements),
         gradients_bytes=gradient_bytes * (buffers, buffers + share, share)[zero],
         optimizer_bytes=state_bytes * (share if zero else elements),
-        communication_bytes=gradient_bytes * transient[zero],
+        communication_bytes=gradient_bytes * transient[zero] + shared,
     )
 
 
