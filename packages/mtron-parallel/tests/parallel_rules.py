@@ -17,3 +17,4 @@ class Shard:
 @dataclass(frozen=True)
 class Replicate:
     sequence: bool = False
+    heads: bool = False

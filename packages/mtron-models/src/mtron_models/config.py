@@ -3,10 +3,11 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
+from mtron_models.hugging_face import translated
 from mtron_models.layout import Layout
 from mtron_models.registry import config_class
 
@@ -20,6 +21,10 @@ class ModelConfig(BaseModel, frozen=True):
     model_config = ConfigDict(
         frozen=True, extra="forbid", strict=True, use_attribute_docstrings=True
     )
+
+    honoured: ClassVar[dict[str, Any]] = {}
+    """Keys of Hugging Face's configuration that are no fields here, with the one value of each
+    that the model can honour."""
 
     model_type: str
     """The family, a key of the registry."""
@@ -61,7 +66,9 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     """Return the configuration that `values` describes, of the family its `model_type` names.
 
     Args:
-        values: field names to values, for example a parsed TOML table or `config.model_dump()`.
+        values: field names to values: a parsed TOML table, `config.model_dump()`, or the content
+            of a Hugging Face `config.json`, in which keys that change nothing about what is
+            computed are passed over, and of several end tokens the first is kept.
 
     Raises:
         ValueError: every problem on a line of its own: an unknown family or key (with the nearest
@@ -70,11 +77,22 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     if "model_type" not in values:
         raise ValueError("model_type: missing; name the model family, for example 'llama'")
     cls = config_class(values["model_type"])
+    optional = frozenset(
+        name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)
+    )
+    values = translated(values, cls.honoured, optional)
     try:
-        return cls.model_validate(dict(values))
+        return cls.model_validate(_in_tuples(values))
     except ValidationError as error:
         lines = [_describe(problem, list(cls.model_fields)) for problem in error.errors()]
         raise ValueError("\n".join(lines)) from None
+
+
+def _in_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return `values` with tuples for lists: JSON and TOML have no tuples, and fields no lists."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
 
 
 def _describe(problem: Any, known: list[str]) -> str:

@@ -16,9 +16,12 @@ class Replicate:
     Attributes:
         sequence: the parameter acts on each token by itself, in a region that may be split along
             the sequence. Then each rank's gradient is a part of the sum.
+        heads: the parameter is used between cut projections, on what each rank has of the heads
+            (the norm of a head, a latent projection). Each rank's gradient is a part of the sum.
     """
 
     sequence: bool = False
+    heads: bool = False
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,8 @@ class Shard:
         axis: the mesh axis that cuts: "tp", or "ep" for the experts of a mixture.
         of: the configuration's field that counts the units of the dim, or of each segment, for
             messages ("num_attention_heads"); empty where no field does.
+        inner: how another dim of the same parameter is cut besides (the width of stacked experts,
+            by expert tensor parallelism).
     """
 
     dim: int
@@ -45,6 +50,7 @@ class Shard:
     replicate_if_fewer: bool = False
     axis: Literal["tp", "ep"] = "tp"
     of: str = ""
+    inner: "Shard | None" = None
 
     def __post_init__(self) -> None:
         if self.dim < 0:
@@ -83,11 +89,16 @@ def vocab(*, of: str = "") -> Shard:
     return Shard(0, pad=True, of=of)
 
 
-def expert(*, of: str = "") -> Shard:
+def expert(*, of: str = "", inner: Shard | None = None) -> Shard:
     """Cut stacked experts `(experts, ...)`: whole experts go to ranks of the "ep" axis."""
-    return Shard(0, axis="ep", of=of)
+    return Shard(0, axis="ep", of=of, inner=inner)
 
 
 def sequence() -> Replicate:
     """Keep whole a parameter that acts on each token by itself, such as a norm's weight."""
     return Replicate(sequence=True)
+
+
+def heads() -> Replicate:
+    """Keep whole a parameter that each rank uses for its own heads, such as the norm of a head."""
+    return Replicate(heads=True)

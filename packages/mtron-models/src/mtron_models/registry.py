@@ -26,6 +26,9 @@ class Family:
 
 FAMILIES = {
     "llama": Family("mtron_models.llama.config:LlamaConfig", "mtron_models.llama.model:Llama"),
+    "mistral": Family("mtron_models.llama.config:MistralConfig", "mtron_models.llama.model:Llama"),
+    "qwen2": Family("mtron_models.llama.config:Qwen2Config", "mtron_models.llama.model:Llama"),
+    "qwen3": Family("mtron_models.llama.config:Qwen3Config", "mtron_models.llama.model:Llama"),
 }
 
 

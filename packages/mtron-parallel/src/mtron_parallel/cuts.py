@@ -22,6 +22,11 @@ class ReplicateRule(Protocol):
         """Whether it acts on each token by itself, in a region split along the sequence."""
         ...
 
+    @property
+    def heads(self) -> bool:
+        """Whether each rank uses it for what it has of the heads."""
+        ...
+
 
 @runtime_checkable
 class ShardRule(Protocol):
@@ -83,6 +88,13 @@ class Cut:
     blocks: tuple[Block, ...]
     replica: int
     replicas: int
+
+
+def computes_part(rule: Rule, sequence_parallel: bool) -> bool:
+    """Whether each tensor-parallel rank computes a part of the gradient of a whole parameter."""
+    if isinstance(rule, ShardRule):
+        return False
+    return rule.heads or (rule.sequence and sequence_parallel)
 
 
 def pattern_of(name: str, layout: Mapping[str, Rule]) -> str:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from mtron_parallel.config import ParallelConfig, SupportsLayout
-from mtron_parallel.cuts import Cut, Rule, ShardRule, cut, rule_of
+from mtron_parallel.cuts import Cut, Rule, ShardRule, computes_part, cut, rule_of
 from mtron_parallel.flat import FlatLayout, plan_layouts, rows_of
 
 BUCKETS_IN_FLIGHT = 2
@@ -119,7 +119,7 @@ def _num_summed(rule: Rule, own: Cut, config: ParallelConfig) -> int:
     """Return how many tp ranks compute parts of one gradient: that of a copied head, of a norm."""
     if isinstance(rule, ShardRule):
         return own.replicas if rule.axis == "tp" else 1
-    return config.tp if rule.sequence and config.sequence_parallel else 1
+    return config.tp if computes_part(rule, config.sequence_parallel) else 1
 
 
 def _plan_buckets(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from mtron_parallel.batch import LossStats, MicroBatch
 from mtron_parallel.block import Block
 from mtron_parallel.collectives import Group, all_reduce
-from mtron_parallel.cuts import Rule, ShardRule
+from mtron_parallel.cuts import Rule, ShardRule, computes_part
 from mtron_parallel.flat import rows_of
 from mtron_parallel.gradients import Gradients, LocalGradients, Trained
 from mtron_parallel.local import LocalParameter, localize, replace_parameters
@@ -281,6 +281,6 @@ def _partial_groups(local: Mapping[str, LocalParameter], mesh: Mesh) -> dict[str
             if replicas not in shared:
                 shared[replicas] = mesh.part("tp", replicas)
             found[name] = shared[replicas]
-        elif entry.in_sequence_region and mesh.config.sequence_parallel and tensor.size > 1:
+        elif computes_part(entry.rule, mesh.config.sequence_parallel) and tensor.size > 1:
             found[name] = tensor
     return found

@@ -16,11 +16,13 @@ class HeadLoss(nn.Module):
 
     Args:
         chunk_tokens: tokens whose logits are computed at once.
+        softcap: logits `x` become `softcap * tanh(x / softcap)`; None for no bound.
     """
 
-    def __init__(self, chunk_tokens: int = 1024) -> None:
+    def __init__(self, chunk_tokens: int = 1024, softcap: float | None = None) -> None:
         super().__init__()
         self.chunk_tokens = chunk_tokens
+        self.softcap = softcap
         self.op = losses.cross_entropy
 
     def forward(self, head: nn.Module, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:
@@ -28,5 +30,12 @@ class HeadLoss(nn.Module):
         hidden_chunks = hidden_BSD.flatten(0, 1).split(self.chunk_tokens)
         label_chunks = labels_BS.flatten().split(self.chunk_tokens)
         chunks = zip(hidden_chunks, label_chunks, strict=True)
-        loss = torch.cat([self.op(head(hidden), labels) for hidden, labels in chunks])
-        return loss.view(labels_BS.shape)
+        losses = [self.op(self.logits(head, hidden), labels) for hidden, labels in chunks]
+        return torch.cat(losses).view(labels_BS.shape)
+
+    def logits(self, head: nn.Module, hidden: Tensor) -> Tensor:
+        """Return the logits of hidden states `[..., hidden]`, bounded where they are."""
+        logits = head(hidden)
+        if self.softcap is None:
+            return logits
+        return self.softcap * torch.tanh(logits / self.softcap)

@@ -18,3 +18,18 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Normalize `[..., size]`."""
         return self.op(x, self.weight, self.eps)
+
+
+class LayerNorm(nn.Module):
+    """Moves each vector to mean 0 and standard deviation 1, then scales and shifts elements."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.bias = nn.Parameter(torch.empty(size))
+        self.eps = eps
+        self.op = ops.layer_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `[..., size]`."""
+        return self.op(x, self.weight, self.bias, self.eps)

@@ -4,15 +4,31 @@ import torch
 from torch import Tensor, nn
 
 from mtron_models import ops
+from mtron_models.rope import RopeScaling, frequencies
 
 
 class RotaryTable(nn.Module):
-    """Makes the table of a forward pass, which all its layers share. Has no parameter."""
+    """Makes the table of a forward pass, which its layers share. Has no parameter.
 
-    def __init__(self, head_dim: int, theta: float) -> None:
+    Args:
+        rotary_dim: how many elements of a head are turned, even.
+        theta: base of the frequencies.
+        scaling: for longer sequences.
+        max_position_embeddings: longest sequence that the model is meant for.
+    """
+
+    def __init__(
+        self,
+        rotary_dim: int,
+        theta: float,
+        scaling: RopeScaling | None = None,
+        max_position_embeddings: int = 0,
+    ) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.rotary_dim = rotary_dim
         self.theta = theta
+        self.scaling = scaling
+        self.max_position_embeddings = max_position_embeddings
         self.op = ops.rotary_table
 
     def forward(self, hidden_BSD: Tensor, positions: Tensor | None) -> Tensor:
@@ -25,15 +41,28 @@ class RotaryTable(nn.Module):
         if positions is None:
             positions = torch.arange(hidden_BSD.shape[1], device=hidden_BSD.device)
         dtype = ops.at_least_fp32(hidden_BSD.dtype)
-        return self.op(positions, self.head_dim, self.theta, dtype)
+        is_dynamic = self.scaling is not None and self.scaling.rope_type == "dynamic"
+        turns = frequencies(
+            torch.arange(0, self.rotary_dim, 2, dtype=dtype, device=positions.device),
+            self.theta,
+            self.scaling,
+            self.max_position_embeddings,
+            positions.max() + 1 if is_dynamic else 0,
+        )
+        amplitude = 1.0 if self.scaling is None else self.scaling.amplitude()
+        return self.op(positions, turns, dtype, amplitude)
 
 
 class Rotary(nn.Module):
-    """Turns queries or keys by the angles of their positions. Has no parameter."""
+    """Turns queries or keys by the angles of their positions. Has no parameter.
 
-    def __init__(self) -> None:
+    Args:
+        interleaved: whether neighbouring elements form a pair, instead of those of two halves.
+    """
+
+    def __init__(self, interleaved: bool = False) -> None:
         super().__init__()
-        self.op = ops.rotary
+        self.op = ops.rotary_interleaved if interleaved else ops.rotary
 
     def forward(self, x_BSNH: Tensor, table: Tensor) -> Tensor:
         """Rotate `[batch, seq, heads, head_dim]`."""

@@ -1,151 +1,182 @@
-"""The configuration of the Llama family. Imports no torch."""
+"""The configurations of the Llama family: Llama, Mistral, Qwen 2 and 3. Imports no torch."""
 
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from mtron_models.config import ModelConfig
+from mtron_models.attention_spec import AttentionSpec
+from mtron_models.decoder_config import DecoderConfig, Shapes
 from mtron_models.layout import Layout
 from mtron_models.llama.layout import layout
-
-_Config = dict[str, Any]
-
-
-def _same_as_query_heads(values: _Config) -> int:
-    return values["num_attention_heads"]
+from mtron_models.windows import SLIDING, layer_types_problems, window_layers
 
 
-def _hidden_per_head(values: _Config) -> int:
-    return values["hidden_size"] // values["num_attention_heads"]
-
-
-class LlamaConfig(ModelConfig, frozen=True):
+class PlainDecoderConfig(DecoderConfig, frozen=True):
     """A plain decoder: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
-    model_type: Literal["llama"] = "llama"
-    """The family."""
-    vocab_size: int = Field(ge=1)
-    """Rows of the embedding: how many different tokens there are."""
-    hidden_size: int = Field(ge=1)
-    """Width of the residual stream."""
-    intermediate_size: int = Field(ge=1)
-    """Width of the feed-forward block between its projections."""
-    num_hidden_layers: int = Field(ge=1)
-    """Decoder layers."""
-    num_attention_heads: int = Field(ge=1)
-    """Query heads per layer."""
-    num_key_value_heads: int = Field(default_factory=_same_as_query_heads, ge=1)
-    """Key and value heads per layer, each shared by a group of query heads. Default: as many
-    as query heads."""
-    head_dim: int = Field(default_factory=_hidden_per_head, ge=2)
-    """Width of one head; even. Default: hidden_size / num_attention_heads."""
-    max_position_embeddings: int = Field(default=2048, ge=1)
-    """Longest sequence, in tokens, that the model is meant for."""
-    rope_theta: float = Field(default=10000.0, gt=0, allow_inf_nan=False)
-    """Base of the rotary frequencies; larger for longer sequences."""
-    rms_norm_eps: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    """Added to the mean square in every RMSNorm."""
-    tie_word_embeddings: bool = False
-    """Whether the output head uses the embedding matrix."""
-    hidden_dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Probability of zeroing an element of the embedding's output and of each residual branch
-    while training."""
-    initializer_range: float = Field(default=0.02, gt=0, allow_inf_nan=False)
-    """Standard deviation of the initial matrices; the output projections of both residual
-    branches are scaled down by sqrt(2 * num_hidden_layers)."""
-    bos_token_id: int | None = Field(default=None, ge=0)
-    """Token that begins a document, if any."""
-    eos_token_id: int | None = Field(default=None, ge=0)
-    """Token that ends a document, if any."""
-    pad_token_id: int | None = Field(default=None, ge=0)
-    """Token that fills batches, if any."""
+    honoured: ClassVar[dict[str, Any]] = {"hidden_act": "silu", "attention_dropout": 0.0}
 
-    @model_validator(mode="after")
-    def _check(self) -> "LlamaConfig":
-        problems = [*self._head_problems(), *self._token_problems()]
-        if problems:
-            raise ValueError("\n".join(problems))
-        return self
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the projections of queries, keys and values have biases."""
+        return False
 
-    def _head_problems(self) -> list[str]:
-        heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
-        problems = []
-        if heads % kv_heads:
-            divisors = ", ".join(str(n) for n in range(1, heads + 1) if heads % n == 0)
-            problems.append(
-                f"num_key_value_heads: does not divide num_attention_heads = {heads}, "
-                f"got {kv_heads}; use one of {divisors}"
-            )
-        if "head_dim" in self.model_fields_set:
-            if self.head_dim % 2:
-                problems.append(
-                    f"head_dim: must be even for rotary positions, got {self.head_dim}; "
-                    f"use {self.head_dim + 1}"
-                )
-        elif self.hidden_size % (2 * heads):
-            fits = -(-self.hidden_size // (2 * heads)) * 2 * heads
-            problems.append(
-                f"hidden_size: does not give each of num_attention_heads = {heads} heads an even "
-                f"width, got {self.hidden_size}; use {fits} or give head_dim"
-            )
-        return problems
+    @property
+    def output_bias(self) -> bool:
+        """Whether the output projection of attention has a bias."""
+        return False
 
-    def _token_problems(self) -> list[str]:
-        return [
-            f"{name}: is not a token of the vocabulary, got {token}; "
-            f"use at most vocab_size - 1 = {self.vocab_size - 1}"
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-            if (token := getattr(self, name)) is not None and token >= self.vocab_size
-        ]
+    @property
+    def feed_forward_bias(self) -> bool:
+        """Whether the projections of the feed-forward layers have biases."""
+        return False
 
-    def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return the global shape of every parameter by name, in the model's order.
+    @property
+    def has_head_norms(self) -> bool:
+        """Whether query and key heads are normalized."""
+        return False
 
-        Matrices are `(out, in)`. A tied head has no entry: its matrix is `embed.weight`.
+    def layer_shapes(self, layer: int) -> Shapes:
+        """Return the shape of every parameter of a layer, by its name within it.
+
+        Args:
+            layer: index of the layer; all are alike.
         """
+        del layer
         hidden, intermediate = self.hidden_size, self.intermediate_size
-        query, kv = (
-            n * self.head_dim for n in (self.num_attention_heads, self.num_key_value_heads)
-        )
-        layer = {
-            "input_layernorm.weight": (hidden,),
-            "self_attn.q_proj.weight": (query, hidden),
-            "self_attn.k_proj.weight": (kv, hidden),
-            "self_attn.v_proj.weight": (kv, hidden),
-            "self_attn.o_proj.weight": (hidden, query),
-            "post_attention_layernorm.weight": (hidden,),
-            "mlp.gate_proj.weight": (intermediate, hidden),
-            "mlp.up_proj.weight": (intermediate, hidden),
-            "mlp.down_proj.weight": (hidden, intermediate),
-        }
-        shapes: dict[str, tuple[int, ...]] = {"embed.weight": (self.vocab_size, hidden)}
-        for index in range(self.num_hidden_layers):
-            shapes |= {f"layers.{index}.{name}": shape for name, shape in layer.items()}
-        shapes["norm.weight"] = (hidden,)
-        if not self.tie_word_embeddings:
-            shapes["head.weight"] = (self.vocab_size, hidden)
+        shapes: Shapes = {"input_layernorm.weight": (hidden,)}
+        shapes |= self.projection_shapes(bias=self.qkv_bias, output_bias=self.output_bias)
+        if self.has_head_norms:
+            shapes["self_attn.q_norm.weight"] = shapes["self_attn.k_norm.weight"] = (self.head_dim,)
+        shapes["post_attention_layernorm.weight"] = (hidden,)
+        for name, size, width in (
+            ("gate_proj", intermediate, hidden),
+            ("up_proj", intermediate, hidden),
+            ("down_proj", hidden, intermediate),
+        ):
+            shapes[f"mlp.{name}.weight"] = (size, width)
+            if self.feed_forward_bias:
+                shapes[f"mlp.{name}.bias"] = (size,)
         return shapes
 
     def layout(self) -> Layout:
         """Return the layout table: patterns of parameter names to how they may be cut."""
         return layout(self)
 
-    def forward_flops_per_token(self, seq_len: int) -> int:
-        """Return `2 * matrix elements + layers * 4 * seq_len * heads * head_dim`.
 
-        The matrices are the seven projections of every layer and the head, also when it is tied;
-        the embedding is a lookup and costs nothing. Attention is counted over the whole sequence
-        (scores and weighted sum, 2 operations each per element), although a causal core may skip
-        the half that is masked.
+class LlamaConfig(PlainDecoderConfig, frozen=True):
+    """Llama 2 and 3."""
+
+    model_type: Literal["llama"] = "llama"
+    """The family."""
+    attention_bias: bool = False
+    """Whether the four projections of attention have biases."""
+    mlp_bias: bool = False
+    """Whether the projections of the feed-forward layers have biases."""
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the projections of queries, keys and values have biases."""
+        return self.attention_bias
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether the output projection of attention has a bias."""
+        return self.attention_bias
+
+    @property
+    def feed_forward_bias(self) -> bool:
+        """Whether the projections of the feed-forward layers have biases."""
+        return self.mlp_bias
+
+
+class MistralConfig(PlainDecoderConfig, frozen=True):
+    """Mistral 7B and its like: a Llama whose tokens see a window (arXiv:2310.06825)."""
+
+    model_type: Literal["mistral"] = "mistral"
+    """The family."""
+    num_key_value_heads: int = Field(default=8, ge=1)
+    """Key and value heads per layer, each shared by a group of query heads."""
+    max_position_embeddings: int = Field(default=131072, ge=1)
+    """Longest sequence, in tokens, that the model is meant for."""
+    sliding_window: int | None = Field(default=4096, ge=1)
+    """How many tokens one attends to, itself included; None for all before it."""
+
+    def attention_spec(self, layer: int) -> AttentionSpec:
+        """Return what attention does in a layer.
 
         Args:
-            seq_len: tokens in the sequence.
+            layer: index of the layer; all are alike.
         """
-        matrices = sum(
-            shape[0] * shape[1]
-            for name, shape in self.parameter_shapes().items()
-            if name.startswith("layers.") and len(shape) == 2
-        )
-        head = self.vocab_size * self.hidden_size
-        attention = 4 * seq_len * self.num_attention_heads * self.head_dim
-        return 2 * (matrices + head) + self.num_hidden_layers * attention
+        del layer
+        return AttentionSpec(window=self.sliding_window)
+
+
+class WindowedConfig(PlainDecoderConfig, frozen=True):
+    """A decoder in which some layers may see a window: what Qwen 2 and 3 share."""
+
+    num_key_value_heads: int = Field(default=32, ge=1)
+    """Key and value heads per layer, each shared by a group of query heads."""
+    max_position_embeddings: int = Field(default=32768, ge=1)
+    """Longest sequence, in tokens, that the model is meant for."""
+    use_sliding_window: bool = False
+    """Whether some layers see a window only."""
+    sliding_window: int | None = Field(default=None, ge=1)
+    """How many tokens one attends to in these layers, itself included."""
+    max_window_layers: int = Field(default=28, ge=0)
+    """Layers from this index on see the window, where `layer_types` does not say."""
+    layer_types: tuple[str, ...] | None = None
+    """"full_attention" or "sliding_attention" for every layer; None: by max_window_layers."""
+
+    def problems(self) -> list[str]:
+        """Return what does not fit together, a line each."""
+        return super().problems() + layer_types_problems(self.layer_types, self.num_hidden_layers)
+
+    def attention_spec(self, layer: int) -> AttentionSpec:
+        """Return what attention does in a layer.
+
+        Args:
+            layer: index of the layer.
+        """
+        if not self.use_sliding_window or self.sliding_window is None:
+            return AttentionSpec()
+        types = self.layer_types or window_layers(self.num_hidden_layers, self.max_window_layers)
+        return AttentionSpec(window=self.sliding_window if types[layer] == SLIDING else None)
+
+
+class Qwen2Config(WindowedConfig, frozen=True):
+    """Qwen 2 and 2.5: a Llama with biases for queries, keys and values (arXiv:2407.10671)."""
+
+    model_type: Literal["qwen2"] = "qwen2"
+    """The family."""
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the projections of queries, keys and values have biases."""
+        return True
+
+
+class Qwen3Config(WindowedConfig, frozen=True):
+    """Qwen 3: a Llama that normalizes query and key heads (arXiv:2505.09388)."""
+
+    model_type: Literal["qwen3"] = "qwen3"
+    """The family."""
+    head_dim: int = Field(default=128, ge=2)
+    """Width of one head; even."""
+    attention_bias: bool = False
+    """Whether the four projections of attention have biases."""
+
+    @property
+    def qkv_bias(self) -> bool:
+        """Whether the projections of queries, keys and values have biases."""
+        return self.attention_bias
+
+    @property
+    def output_bias(self) -> bool:
+        """Whether the output projection of attention has a bias."""
+        return self.attention_bias
+
+    @property
+    def has_head_norms(self) -> bool:
+        """Whether query and key heads are normalized."""
+        return True

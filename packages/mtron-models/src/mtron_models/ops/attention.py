@@ -1,0 +1,120 @@
+"""The reference of every attention core."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mtron_models.attention_spec import AttentionSpec
+from mtron_models.context import Context
+from mtron_models.ops.numbers import at_least_fp32
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    context: Context,
+    *,
+    spec: AttentionSpec,
+    bias: Tensor | None = None,
+) -> Tensor:
+    """Let tokens attend to those that `spec` allows, within their document if there are several.
+
+    This is the default attention core. It attends within the tokens of this call only; a core
+    that keeps keys and values between calls is attached from outside.
+
+    Args:
+        q: `[B, N, S, H]`.
+        k: `[B, K, S, H]`; query head `n` uses key-value head `n // (N / K)`.
+        v: `[B, K, S, W]`.
+        context: `cu_seqlens` confines attention to documents.
+        spec: which tokens attend to which, and how.
+        bias: added to the scores, broadcast to `[B, N, S, S]`.
+
+    Returns:
+        `[B, N, S, W]`.
+    """
+    mask = attention_mask(spec, context, q.shape[0], q.shape[2], q.device)
+    if spec.softcap is not None or spec.dropout:
+        return _by_hand(q, k, v, mask, spec, bias)
+    grouped = q.shape[1] != k.shape[1]
+    is_causal = mask is None and spec.causal and bias is None
+    if bias is not None:
+        mask = _masked_bias(spec, bias, mask)
+    return F.scaled_dot_product_attention(
+        q, k, v, attn_mask=mask, is_causal=is_causal, scale=spec.scale, enable_gqa=grouped
+    )
+
+
+def attention_mask(
+    spec: AttentionSpec, context: Context, batch: int, seq: int, device: torch.device
+) -> Tensor | None:
+    """Return which tokens (last dim) each token may attend to.
+
+    Args:
+        spec: causality and window.
+        context: `cu_seqlens`, where there are documents.
+        batch: rows.
+        seq: tokens per row.
+        device: where the mask is to be.
+
+    Returns:
+        `[batch or 1, 1, seq, seq]`, bool; None where causality alone decides, or nothing does.
+    """
+    mask = None
+    if context.cu_seqlens is not None:
+        mask = same_document(context.cu_seqlens, batch, seq)
+        mask = mask.tril() if spec.causal else mask
+    if spec.window is not None and spec.window < seq:
+        place = torch.arange(seq, device=device)
+        distance = place[:, None] - place
+        near = distance < spec.window
+        near = near & (distance >= 0 if spec.causal else distance > -spec.window)
+        mask = near[None, None] if mask is None else mask & near
+    return mask
+
+
+def same_document(cu_seqlens: Tensor, batch: int, seq: int) -> Tensor:
+    """Return which tokens are of one document, `[batch, 1, seq, seq]`, bool.
+
+    Args:
+        cu_seqlens: `[documents + 1]`, ascending, over the flattened batch.
+        batch: rows.
+        seq: tokens per row. A document that crosses into the next row is two.
+    """
+    document_BS = document_of(cu_seqlens, batch, seq)
+    return (document_BS[:, :, None] == document_BS[:, None, :])[:, None]
+
+
+def document_of(cu_seqlens: Tensor, batch: int, seq: int) -> Tensor:
+    """Return the number of each token's document, `[batch, seq]`."""
+    tokens = torch.arange(batch * seq, dtype=cu_seqlens.dtype, device=cu_seqlens.device)
+    return torch.bucketize(tokens, cu_seqlens[1:], right=True).view(batch, seq)
+
+
+def _masked_bias(spec: AttentionSpec, bias: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is None and spec.causal:
+        seq = bias.shape[-1]
+        mask = torch.ones(seq, seq, dtype=torch.bool, device=bias.device).tril()
+    return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
+
+
+def _by_hand(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, bias: Tensor | None
+) -> Tensor:
+    """Attend step by step, for what torch's product does not offer."""
+    groups = q.shape[1] // k.shape[1]
+    k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
+    scale = q.shape[-1] ** -0.5 if spec.scale is None else spec.scale
+    scores = (q @ k.mT) * scale
+    if spec.softcap is not None:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if bias is not None:
+        scores = scores + bias
+    if mask is None and spec.causal:
+        seq = scores.shape[-1]
+        mask = torch.ones(seq, seq, dtype=torch.bool, device=q.device).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    weights = scores.softmax(dim=-1, dtype=at_least_fp32(scores.dtype)).to(q.dtype)
+    return weights @ v

@@ -1,0 +1,42 @@
+"""Normalization."""
+
+import torch
+from torch import Tensor
+
+from mtron_models.ops.numbers import at_least_fp32
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Scale each vector to a root mean square of 1, then by a weight per element.
+
+    Args:
+        x: `[..., D]`; computed in at least fp32.
+        weight: `[D]`.
+        eps: added to the mean square.
+
+    Returns:
+        `[..., D]` in the dtype of `x`.
+
+    Reference: Zhang and Sennrich, arXiv:1910.07467, equation 4.
+    """
+    dtype = at_least_fp32(x.dtype)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=dtype)
+    mean_square = norm.square() / x.shape[-1]
+    return (x * torch.rsqrt(mean_square + eps)).to(x.dtype) * weight
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> Tensor:
+    """Subtract each vector's mean, divide by its standard deviation, then scale and shift.
+
+    Args:
+        x: `[..., D]`; computed in at least fp32.
+        weight: `[D]`.
+        bias: `[D]`, or None for no shift.
+        eps: added to the variance.
+
+    Returns:
+        `[..., D]` in the dtype of `x`.
+
+    Reference: Ba et al., arXiv:1607.06450, equation 4.
+    """
+    return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
