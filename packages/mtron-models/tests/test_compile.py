@@ -86,3 +86,15 @@ def test_positions_compile(make_model, tokens):
         context = Context(positions=torch.arange(16).expand(2, 16) + shift)
         assert torch.equal(compiled(inputs, context), model(inputs, context))
     assert counters["stats"]["unique_graphs"] == 1
+
+
+@pytest.mark.slow
+def test_every_decoder_compiles_once(plain_decoder, family_model, tokens, tolerances):
+    model = family_model(plain_decoder, torch.float32, initializer_range=0.05)
+    expected = train(model, model.train_loss, tokens, DOCUMENTS)
+    compiled = torch.compile(model.train_loss, fullgraph=True, backend="aot_eager")
+    limit = tolerances.FP32_COMPILED
+    for ours, eager in zip(train(model, compiled, tokens, DOCUMENTS), expected, strict=True):
+        torch.testing.assert_close(ours, eager, rtol=limit, atol=limit)
+    assert counters["stats"]["unique_graphs"] == 1
+    assert not counters["graph_break"]

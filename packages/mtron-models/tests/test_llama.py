@@ -1,7 +1,6 @@
 import copy
 import resource
 import time
-from itertools import pairwise
 
 import pytest
 import torch
@@ -107,59 +106,6 @@ def test_positions_are_relative(make_model, tokens):
     assert (stretched - expected).abs().max() > 1e-3
 
 
-def test_no_token_sees_the_future(make_model, tokens):
-    model = make_model(torch.float64)
-    inputs, _ = tokens(1, 9)
-    changed = inputs.clone()
-    changed[0, 6] = (changed[0, 6] + 1) % 101
-    difference = (model(inputs) - model(changed)).abs().amax(-1)[0]
-    assert torch.equal(difference[:6], torch.zeros(6, dtype=torch.float64))
-    assert bool((difference[6:] > 1e-6).all())
-
-
-def test_documents_in_one_row_are_as_if_alone(make_model, tokens):
-    model = make_model(torch.float64)
-    inputs, _ = tokens(2, 9)
-    boundaries = [0, 4, 9, 10, 18]
-    context = Context(cu_seqlens=torch.tensor(boundaries, dtype=torch.int32), max_seqlen=8)
-    packed = model(inputs, context).flatten(0, 1)
-    for start, end in pairwise(boundaries):
-        alone = model(inputs.flatten()[None, start:end])[0]
-        torch.testing.assert_close(packed[start:end], alone, rtol=0, atol=1e-11)
-
-
-def stages(model):
-    """Cut a model of three layers into three stages by deleting the other parts of copies."""
-    first, middle, last = (copy.deepcopy(model) for _ in range(3))
-    for stage, kept in ((first, "0"), (middle, "1"), (last, "2")):
-        for index in set(stage.layers) - {kept}:
-            del stage.layers[index]
-    del first.norm, first.head
-    del middle.embed, middle.norm
-    middle.head = None
-    del last.embed
-    return first, middle, last
-
-
-def test_stages_by_deletion_compose_to_the_model(make_model, tokens):
-    model = make_model(torch.float64, hidden_dropout=0.1)
-    first, middle, last = stages(model)
-    context = Context(random=RandomKey(0, 1, torch.tensor([4, 9])))
-    inputs, labels = tokens(2, 9)
-    weights = torch.full((2, 9), 1 / 18, dtype=torch.float64)
-    model.train_loss(inputs, labels, weights, context).backward()
-
-    hidden = middle(first(inputs, context), context)
-    assert torch.equal(last(hidden, context), model(inputs, context))
-    last.train_loss(hidden, labels, weights, context).backward()
-    names = []
-    for stage in (first, middle, last):
-        for name, parameter in stage.named_parameters():
-            names.append(name)
-            assert torch.equal(parameter.grad, model.get_parameter(name).grad), name
-    assert sorted(names) == sorted(name for name, _ in model.named_parameters())
-
-
 def test_a_stage_without_layers_is_its_ends(make_model, tokens):
     model = make_model()
     inputs, _ = tokens(1, 4)
@@ -177,39 +123,6 @@ def test_dtypes(make_model, tokens):
         exact = make_model(torch.float64, initializer_range=0.05)
         reference = exact.loss(exact.backbone(inputs), labels)
         assert (loss - reference).abs().max() < (0.05 if dtype == torch.bfloat16 else 1e-12)
-
-
-class CachedCore:
-    """An attention core attached from outside: keeps keys and values in `context.caches`."""
-
-    def __init__(self, layer):
-        self.layer = layer
-
-    def __call__(self, q, k, v, context):
-        if self.layer in context.caches:
-            old_k, old_v = context.caches[self.layer]
-            k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)
-        context.caches[self.layer] = (k, v)
-        visible = torch.arange(k.shape[2]) <= context.positions[:, None, :, None]
-        return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=visible, enable_gqa=True
-        )
-
-
-@pytest.mark.parametrize("lengths", [[11], [5, 1, 1, 1, 1, 1, 1], [1] * 11, [3, 6, 2]])
-def test_cached_decoding_is_the_full_forward(lengths, make_model, tokens, tolerances):
-    model = make_model(torch.float64)
-    inputs, _ = tokens(2, 11)
-    expected = model(inputs)
-    for index, layer in model.layers.items():
-        layer.self_attn.core = CachedCore(index)
-    caches, parts, start = {}, [], 0
-    for length in lengths:
-        positions = torch.arange(start, start + length).expand(2, length)
-        part = inputs[:, start : start + length]
-        parts.append(model(part, Context(positions=positions, caches=caches)))
-        start += length
-    assert (torch.cat(parts, dim=1) - expected).abs().max() < tolerances.FP64_CACHED
 
 
 def test_ops_are_replaceable_on_every_module(make_model, tokens):

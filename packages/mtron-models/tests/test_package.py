@@ -31,7 +31,8 @@ for name in {TORCH_FREE!r}:
 from mtron_models import config_from_dict, flops_per_token, num_parameters, Shard
 config = config_from_dict(dict(model_type="llama", vocab_size=9, hidden_size=8,
     intermediate_size=8, num_hidden_layers=1, num_attention_heads=2))
-assert all(isinstance(rule, Shard) for name, rule in config.layout().items() if "proj.weight" in name)
+layout = config.layout()
+assert all(isinstance(layout[name], Shard) for name in layout if "proj.weight" in name)
 print(num_parameters(config), flops_per_token(config, 4), "torch" in sys.modules)
 """
     assert run(code).split()[2] == "False"

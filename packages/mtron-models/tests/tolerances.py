@@ -7,4 +7,5 @@ FP32_OP = 2e-6  # relative and absolute, an op against another implementation
 FP64_OP = 1e-13  # relative and absolute
 BF16_OP = 1e-2  # relative and absolute, against fp32 on the same inputs
 FP64_CACHED = 1e-12  # absolute, cached decoding against the full forward
+FP32_CACHED = 1e-5  # absolute, the same in fp32
 FP64_CHUNKED = 1e-13  # relative, loss and gradients with other chunk sizes

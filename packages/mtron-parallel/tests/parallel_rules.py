@@ -7,11 +7,11 @@ from dataclasses import dataclass
 class Shard:
     dim: int = 0
     segments: tuple[int, ...] = ()
-    unit: int = 1
+    unit: int | tuple[int, ...] = 1
     pad: bool = False
     replicate_if_fewer: bool = False
     axis: str = "tp"
-    of: str = ""
+    of: str | tuple[str, ...] = ""
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,43 @@ def test_fused_keys_and_values_are_copied_together():
     assert cut((8,), rule, 2, 1) == Cut((8,), (Block((0,), (4,)), Block((4,), (4,))), 1, 2)
 
 
+# The mixed input projection of a Mamba-2 layer with 4 heads of 6 and 2 groups with 5 states each:
+# [z, x, B, C, dt], of which z and x have 6 rows of a head, B and C 5 of a group, dt one of a head.
+MIXED = Shard(
+    segments=(24, 24, 10, 10, 4),
+    unit=(6, 6, 5, 5, 1),
+    replicate_if_fewer=True,
+    of=("heads", "heads", "groups", "groups", "heads"),
+)
+
+
+def test_segments_with_units_of_their_own():
+    assert cut((72, 3), MIXED, 2, 1) == Cut(
+        (36, 3),
+        (
+            Block((12, 0), (12, 3)),
+            Block((36, 0), (12, 3)),
+            Block((53, 0), (5, 3)),
+            Block((63, 0), (5, 3)),
+            Block((70, 0), (2, 3)),
+        ),
+        replica=0,
+        replicas=1,
+    )
+
+
+def test_a_tensor_is_not_cut_in_some_segments_and_copied_in_others():
+    with pytest.raises(ValueError, match="tp: 4 is more than groups = 2;"):
+        cut((72, 3), MIXED, 4, 0)
+
+
+def test_segments_and_units_are_as_many():
+    with pytest.raises(ValueError, match=r"one for each of the 1 segments, got \(6, 6\)"):
+        cut((12,), Shard(segments=(12,), unit=(6, 6)), 2, 0)
+    with pytest.raises(ValueError, match=r"multiples of unit = \(6, 4\) that add up"):
+        cut((18,), Shard(segments=(12, 6), unit=(6, 4)), 2, 0)
+
+
 def test_a_vocabulary_that_divides_is_not_padded():
     assert cut((20, 3), Shard(pad=True), 4, 3) == Cut((5, 3), (Block((15, 0), (5, 3)),), 0, 1)
 
@@ -97,7 +134,7 @@ def test_a_string_is_no_rule():
 def cases(draw):
     """A shape, a rule that fits it, and a number of ranks that can follow it."""
     size, unit = draw(st.integers(1, 6)), draw(st.integers(1, 3))
-    kind = draw(st.sampled_from(["plain", "segments", "fewer", "pad", "ep", "whole"]))
+    kind = draw(st.sampled_from(["plain", "segments", "mixed", "fewer", "pad", "ep", "whole"]))
     dims = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
     dim = draw(st.integers(0, len(dims) - 1))
     units = size * draw(st.integers(1, 3))
@@ -106,11 +143,14 @@ def cases(draw):
         counts = draw(st.lists(st.integers(1, 3), min_size=1, max_size=3))
         segments = tuple(size * count * unit for count in counts)
         units = sum(segments) // unit
+    elif kind == "mixed":
+        unit = tuple(draw(st.lists(st.integers(1, 3), min_size=1, max_size=3)))
+        segments = tuple(size * draw(st.integers(1, 2)) * each for each in unit)
     elif kind == "fewer":
         units = draw(st.sampled_from([n for n in range(1, size + 1) if size % n == 0]))
     elif kind in ("pad", "ep", "whole"):
         units = draw(st.integers(1, 40))
-    dims[dim] = units * unit
+    dims[dim] = sum(segments) or units * unit
     fewer, axis = kind == "fewer", "ep" if kind == "ep" else "tp"
     rule = Shard(dim, segments, unit, pad=kind == "pad", replicate_if_fewer=fewer, axis=axis)
     return tuple(dims), Replicate() if kind == "whole" else rule, size
@@ -141,4 +181,9 @@ def check_storage(own, shape, rule):
     padded = getattr(rule, "pad", False) and own.shape[dim] % 8 == 0
     assert stored == own.shape[dim] or (padded and stored < own.shape[dim])
     assert own.shape[:dim] + own.shape[dim + 1 :] == shape[:dim] + shape[dim + 1 :]
-    assert own.shape[dim] % getattr(rule, "unit", 1) == 0
+    units = getattr(rule, "unit", 1)
+    if isinstance(units, tuple):
+        held = [block.shape[dim] for block in own.blocks]
+        assert not any(extent % unit for extent, unit in zip(held, units, strict=True))
+    else:
+        assert own.shape[dim] % units == 0

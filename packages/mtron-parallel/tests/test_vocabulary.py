@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from mtron_parallel import Block, Mesh, ParallelConfig, parallelize
 from mtron_parallel.cuts import cut
-from mtron_parallel.vocabulary import vocabulary_cross_entropy
+from mtron_parallel.vocabulary import LossOptions, loss_options, vocabulary_cross_entropy
 
 TOKENS = 12
 VOCABULARIES = {2: (29, 32, 6, 5), 3: (29, 30, 9, 17, 5)}
@@ -40,43 +41,69 @@ def mesh_of_all():
     return Mesh.over(ParallelConfig(tp=dist.get_world_size()), "cpu")
 
 
-def cross_entropies(dtype):
+def cross_entropies(dtype, options):
     """For each vocabulary and kind the losses, and the gradient of this rank's logits."""
     group = mesh_of_all().group("tp")
     return [
-        cross_entropy(group, *logits_of(vocabulary, kind, dtype))
+        loss_of_rank(group, *logits_of(vocabulary, kind, dtype), options)
         for vocabulary in VOCABULARIES[group.size]
         for kind in KINDS
     ]
 
 
-def cross_entropy(group, logits, labels, weights):
+def loss_of_rank(group, logits, labels, weights, options):
     own = cut((logits.shape[1], 1), Shard(pad=True), group.size, group.rank)
     # What stands where there is no token of the vocabulary must not count.
     local = torch.full((TOKENS, own.shape[0]), math.nan, dtype=logits.dtype)
     for block in own.blocks:
         local[:, : block.shape[0]] = logits[:, block.slices[0]]
     kept = local.clone()
-    loss = vocabulary_cross_entropy(own, group)(local.requires_grad_(), labels)
+    op = vocabulary_cross_entropy(own, group, logits.shape[1], options)
+    loss = op(local.requires_grad_(), labels)
     (loss * weights).sum().backward()
     torch.testing.assert_close(local.detach(), kept, rtol=0, atol=0, equal_nan=True)
     return loss.detach(), local.grad
 
 
+PLAIN = LossOptions()
+OPTIONS = {
+    "smoothed": LossOptions(label_smoothing=0.15),
+    "z-loss": LossOptions(z_loss=0.01),
+    "all": LossOptions(label_smoothing=0.15, z_loss=0.01, skips=True),
+}
+
+
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_cross_entropy_is_that_of_torch(workers, tolerances, size, dtype):
-    ranks = workers.run(cross_entropies, size, dtype)
+    check_cross_entropy(workers, tolerances, size, dtype, PLAIN)
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+def test_cross_entropy_with_options_is_that_of_torch(workers, tolerances, options):
+    check_cross_entropy(workers, tolerances, 2, torch.float64, options)
+
+
+def check_cross_entropy(workers, tolerances, size, dtype, options):
+    ranks = workers.run(cross_entropies, size, dtype, options)
     cases = [(vocabulary, kind) for vocabulary in VOCABULARIES[size] for kind in KINDS]
     for case, results in zip(cases, zip(*ranks, strict=True), strict=True):
         vocabulary, kind = case
+        if kind == "excluded tokens" and options.label_smoothing:
+            continue  # a target has a share of each token, so that the loss is infinite
         logits, labels, weights = logits_of(vocabulary, kind, dtype)
         logits.requires_grad_()
         wide = logits.to(torch.promote_types(dtype, torch.float32))
-        expected = functional.cross_entropy(wide, labels, reduction="none")
+        expected = functional.cross_entropy(
+            wide, labels, reduction="none", label_smoothing=options.label_smoothing
+        )
+        largest = wide.detach().amax(-1)  # far from zero, torch's own gradient is not exact
+        penalty = options.z_loss * (largest + (wide - largest[:, None]).logsumexp(-1)) ** 2
+        expected = expected + (penalty.masked_fill(labels < 0, 0) if options.skips else penalty)
         (expected * weights).sum().backward()
         exact = tolerances.FP64_OP if dtype == torch.float64 else tolerances.FP32_OP
-        first = 1 if kind == "labels that do not count" else 0  # torch gives these a loss of 0
+        uncounted = kind == "labels that do not count" and not options.skips
+        first = 1 if uncounted else 0  # torch gives these a loss of 0
         for loss, _ in results:
             assert loss.dtype == wide.dtype
             torch.testing.assert_close(loss[first:], expected.detach()[first:], **exact)
@@ -85,6 +112,37 @@ def test_cross_entropy_is_that_of_torch(workers, tolerances, size, dtype):
         rounding = {"rtol": 1e-2, "atol": 1e-2} if dtype == torch.bfloat16 else exact
         torch.testing.assert_close(gradient[:, :vocabulary], logits.grad, **rounding)
         assert bool((gradient[:, vocabulary:] == 0).all()), "padding has a gradient"
+
+
+def cross_entropy(logits, labels, **options):
+    """What a model's loss is called."""
+
+
+def masked_lm(logits, labels, **options):
+    """What that of a masked language model is called."""
+
+
+def test_options_of_a_loss():
+    assert loss_options(cross_entropy) == LossOptions()
+    assert loss_options(masked_lm) == LossOptions(skips=True)
+    assert loss_options(partial(cross_entropy, z_loss=0.1)) == LossOptions(z_loss=0.1)
+    smoothed = partial(masked_lm, label_smoothing=0.2, z_loss=0.1)
+    assert loss_options(smoothed) == LossOptions(0.2, 0.1, skips=True)
+
+
+@pytest.mark.parametrize(
+    "op",
+    [
+        functional.nll_loss,
+        partial(cross_entropy, temperature=2.0),
+        partial(cross_entropy, None),
+        lambda logits, labels: labels,
+        object(),
+    ],
+)
+def test_another_loss_is_refused(op):
+    with pytest.raises(ValueError, match=r"head_loss\.op: over a vocabulary that is divided, only"):
+        loss_options(op)
 
 
 class Ends(nn.Module):

@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from mtron_ckpt.arrays import ArrayInfo as ArrayInfo
     from mtron_ckpt.arrays import LocalArray as LocalArray
     from mtron_ckpt.arrays import Metadata as Metadata
+    from mtron_ckpt.conversion.adapters.api import convert_adapter as convert_adapter
     from mtron_ckpt.conversion.api import convert as convert
     from mtron_ckpt.conversion.report import ConvertReport as ConvertReport
     from mtron_ckpt.errors import CorruptCheckpoint as CorruptCheckpoint
@@ -39,6 +40,7 @@ _MODULES = {
     "VerifyReport": "mtron_ckpt.verifying",
     "Writers": "mtron_ckpt.writers",
     "convert": "mtron_ckpt.conversion.api",
+    "convert_adapter": "mtron_ckpt.conversion.adapters.api",
     "open": "mtron_ckpt.reading",
     "register_zarr_dtypes": "mtron_ckpt.zarr_dtypes",
     "save": "mtron_ckpt.saving",
@@ -61,6 +63,7 @@ __all__ = [
     "VerifyReport",
     "Writers",
     "convert",
+    "convert_adapter",
     "open",
     "register_zarr_dtypes",
     "save",

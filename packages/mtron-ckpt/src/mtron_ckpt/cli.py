@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mtron_ckpt.conversion.adapters.api import EXAMPLE as ADAPTER_EXAMPLE
+from mtron_ckpt.conversion.adapters.api import convert_adapter_command
 from mtron_ckpt.conversion.command import EXAMPLE, convert_command
 
 DEBUG = "--debug"
@@ -19,6 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("convert", epilog=EXAMPLE)(convert_command)
+app.command("convert-adapter", epilog=ADAPTER_EXAMPLE)(convert_adapter_command)
 
 _Path = Annotated[
     str, typer.Argument(metavar="PATH", help="A step's directory, or the directory it is in.")

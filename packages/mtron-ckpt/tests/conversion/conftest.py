@@ -26,6 +26,9 @@ MODEL = {
     "head_dim": 8,
     "max_position_embeddings": 64,
     "rope_theta": 5000.0,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": False,
     "hidden_dropout": 0.0,
@@ -70,8 +73,8 @@ def tokenizer_json() -> bytes:
 def _make_weights(model: dict[str, Any], dtype: Any = np.float32) -> Weights:
     rng = np.random.default_rng(0)
     return {
-        pair.ours: rng.normal(len(pair.shape) == 1, 0.1, pair.shape).astype(dtype)
-        for pair in FAMILIES["llama"].tensors(model, 100)
+        name: rng.normal(len(shape) == 1, 0.1, shape).astype(dtype)
+        for name, shape in FAMILIES[model["model_type"]].tensors(model, 100).ours.items()
     }
 
 
@@ -106,10 +109,15 @@ def make_hf(tmp_path: Path) -> Callable[..., Path]:
     def make(model: dict[str, Any], change: Callable[[Weights], Weights] | None = None) -> Path:
         directory = tmp_path / "hf"
         directory.mkdir()
-        family = FAMILIES["llama"]
-        (directory / "config.json").write_text(json.dumps(family.config.to_hf(model)))
+        family = FAMILIES[model["model_type"]]
+        (directory / "config.json").write_text(json.dumps(family.to_hf(model)))
         weights = _make_weights(model)
-        tensors = {pair.theirs: weights[pair.ours] for pair in family.tensors(model, 100)}
+        table = family.tensors(model, 100)
+        dtype = np.dtype(np.float32)
+        tensors = {
+            name: np.ascontiguousarray(table.read_theirs(name, dtype, weights.__getitem__))
+            for name in table.theirs
+        }
         tensors = tensors if change is None else change(tensors)
         save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
         return directory

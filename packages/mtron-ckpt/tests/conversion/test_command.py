@@ -52,21 +52,44 @@ def test_the_command_converts_and_explains_refusals(tmp_path, model, save_checkp
     assert "holds no checkpoint" in gone.stderr
 
 
+DENSE = {
+    "model_type": "llama",
+    "vocab_size": 8192,
+    "hidden_size": 2048,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
+EXPERTS = {
+    "model_type": "deepseek_v3",
+    "vocab_size": 2048,
+    "hidden_size": 1024,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "first_k_dense_replace": 0,
+    "num_nextn_predict_layers": 0,
+    "n_routed_experts": 32,
+    "n_group": 4,
+    "topk_group": 2,
+    "moe_intermediate_size": 512,
+}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads the peak from /proc")
 @pytest.mark.parametrize("to", ["hf", "mtron"])
-def test_memory_stays_bounded(tmp_path, model, to):
-    model |= {
-        "vocab_size": 8192,
-        "hidden_size": 2048,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 8,
-        "head_dim": 64,
-    }
+@pytest.mark.parametrize("sizes", [DENSE, EXPERTS], ids=["dense", "stacked experts"])
+def test_memory_stays_bounded(tmp_path, sizes, to):
+    family = FAMILIES[sizes["model_type"]]
+    model = family.from_hf(sizes, [])
     one = np.ones((), np.float32)
     arrays = {
-        f"param/{pair.ours}": LocalArray.whole(np.broadcast_to(one, pair.shape))
-        for pair in FAMILIES["llama"].tensors(model, 100)
+        f"param/{name}": LocalArray.whole(np.broadcast_to(one, shape))
+        for name, shape in family.tensors(model, 10**4).ours.items()
     }
     pool = mtron_ckpt.StagingPool(limit_bytes=2**28)
     metadata = Metadata(step=0, config={"model": model})

@@ -2,7 +2,7 @@ import pytest
 
 from mtron_ckpt.conversion.families import FAMILIES, family_of_hf, family_of_mtron
 
-LLAMA = FAMILIES["llama"].config
+LLAMA = FAMILIES["llama"]
 
 OURS = {
     "model_type": "llama",
@@ -15,6 +15,9 @@ OURS = {
     "head_dim": 8,
     "max_position_embeddings": 128,
     "rope_theta": 5000.0,
+    "rope_scaling": None,
+    "attention_bias": False,
+    "mlp_bias": False,
     "rms_norm_eps": 1e-5,
     "tie_word_embeddings": True,
     "hidden_dropout": 0.0,
@@ -36,6 +39,8 @@ def theirs(**changes):
         {"hidden_dropout": 0.25},
         {"tie_word_embeddings": False, "bos_token_id": 1, "pad_token_id": 0},
         {"head_dim": 16},
+        {"attention_bias": True},
+        {"mlp_bias": True},
     ],
 )
 def test_our_config_survives_the_round_trip(changes):
@@ -46,7 +51,7 @@ def test_our_config_survives_the_round_trip(changes):
 
 def test_transformers_understands_every_field():
     config = pytest.importorskip("transformers").LlamaConfig(**theirs())
-    for name in set(OURS) - {"rope_theta", "hidden_dropout"}:
+    for name in set(OURS) - {"rope_theta", "rope_scaling", "hidden_dropout"}:
         assert getattr(config, name) == OURS[name], name
     assert config.rope_parameters == {"rope_type": "default", "rope_theta": 5000.0}
 
@@ -91,13 +96,15 @@ def test_fields_without_effect_are_told():
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("rope_scaling", {"rope_type": "llama3", "factor": 8.0}),
-        ("rope_parameters", {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 2.0}),
+        ("rope_scaling", {"rope_type": "longrope", "factor": 8.0}),
+        ("rope_parameters", {"rope_type": "linear", "rope_theta": 5000.0, "beta_fast": 2.0}),
+        ("rope_parameters", {"rope_type": "linear", "rope_theta": 5000.0}),
+        ("rope_parameters", [1]),
         ("rope_parameters", {"rope_theta": 5000.0, "partial_rotary_factor": 0.5}),
         ("rope_theta", 9.0),
         ("rope_theta", "5000"),
-        ("attention_bias", True),
-        ("mlp_bias", True),
+        ("attention_bias", 1),
+        ("mlp_bias", "no"),
         ("hidden_act", "gelu"),
         ("attention_dropout", 0.1),
         ("quantization_config", {"bits": 4}),
@@ -130,8 +137,8 @@ def test_what_their_format_cannot_say_is_refused_by_name():
 
 
 def test_unknown_families_are_refused():
-    with pytest.raises(ValueError, match=r"unknown architecture, got 'gpt2' \(GPT2LMHeadModel\)"):
-        family_of_hf("config.json", {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
+    with pytest.raises(ValueError, match=r"unknown architecture, got 'mamba' \(MambaForCausalLM\)"):
+        family_of_hf("config.json", {"model_type": "mamba", "architectures": ["MambaForCausalLM"]})
     with pytest.raises(ValueError, match="LlamaForSequenceClassification"):
         family_of_hf(
             "config.json",

@@ -15,26 +15,49 @@ def test_a_table_expands_over_layers_and_flags():
             Row("c", "x.c", ("wide",), unless="tied"),
         )
     )
-    untied = table.expand(SIZES, {"tied": False}, 2)
-    assert [(p.ours, p.theirs, p.shape) for p in untied] == [
-        ("a.weight", "x.a", (6,)),
-        ("layers.0.b", "h.0.b", (2, 6)),
-        ("layers.0.n", "h.0.norm", (6,)),
-        ("layers.1.b", "h.1.b", (2, 6)),
-        ("layers.1.n", "h.1.norm", (6,)),
-        ("c", "x.c", (6,)),
+    untied = table.expand(SIZES, lambda flag: False, lambda layers: {0: 0, 1: 1})
+    assert list(untied.ours.items()) == [
+        ("a.weight", (6,)),
+        ("layers.0.b", (2, 6)),
+        ("layers.0.n", (6,)),
+        ("layers.1.b", (2, 6)),
+        ("layers.1.n", (6,)),
+        ("c", (6,)),
     ]
-    assert [p.ours for p in table.expand(SIZES, {"tied": True}, 0)] == ["a.weight"]
+    assert list(untied.theirs) == ["x.a", "h.0.b", "h.0.norm", "h.1.b", "h.1.norm", "x.c"]
+    tied = table.expand(SIZES, lambda flag: flag == "tied", lambda layers: {})
+    assert list(tied.ours) == ["a.weight"]
 
 
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-@pytest.mark.parametrize("tied", [False, True])
-def test_every_familys_table_is_invertible(family, tied):
-    flags = {row.unless: tied for row in family.table.rows if row.unless}
-    sizes = dict.fromkeys((size for row in family.table.rows for size in row.shape), 4)
-    pairs = family.table.expand(sizes, flags, 12)
-    assert len({p.ours for p in pairs}) == len({p.theirs for p in pairs}) == len(pairs)
-    assert not any(family.table.is_derived(p.theirs) for p in pairs)
+ARCHITECTURES = {
+    one.name: (family, one) for family in FAMILIES.values() for one in family.architectures
+}
+
+
+def test_more_tensors_than_there_can_be_are_refused():
+    table = NameTable((Row("w", "x.{expert}", ("wide",)),))
+    assert len(table.expand(SIZES, bool, lambda layers: {}, most=6).theirs) == 6
+    with pytest.raises(ValueError, match="asks for more than 5 tensors"):
+        table.expand(SIZES, bool, lambda layers: {}, most=5)
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("flag", [False, True])
+def test_every_table_is_invertible(name, flag):
+    family, architecture = ARCHITECTURES[name]
+    table = architecture.table
+    sizes = dict.fromkeys((size for row in table.rows for size in row.shape), 4)
+    sets = ["all", *family.layer_sets]
+    assert {row.layers for row in table.rows} <= set(sets)
+    # Their indices differ from set to set: layers of another kind may follow the ordinary ones.
+    layers = {name: {i: i + 100 * place for i in (2, 11)} for place, name in enumerate(sets)}
+    tensors = table.expand(sizes, lambda flag_name: flag, layers.__getitem__)
+    for theirs in tensors.theirs:
+        assert not table.is_derived(theirs)
+        assert table.modern_name(theirs) == theirs
+    assert {ours for theirs in tensors.theirs for ours in tensors.ours_of(theirs)} == set(
+        tensors.ours
+    )
 
 
 def test_derived_names_match_any_layer_and_nothing_else():

@@ -5,8 +5,7 @@ pass carries a `CacheBatch` in its context. Tokens of all sequences lie one behi
 row, so linear layers see one large matrix and nothing is padded; only attention takes the
 sequences apart.
 
-Shapes: B sequences in the cache, H query heads, G key-value heads, T tokens of this step, L tokens
-of one sequence so far, D head dim.
+Shapes: B sequences in the cache, T tokens of this step; H, G and D as in `attend`.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,9 +13,11 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 
+from mtron_infer.attend import attend
 from mtron_infer.scheduler import Chunk
+from mtron_infer.support import attentions
+from mtron_models import absorb
 
 Core: TypeAlias = "Callable[[Tensor, Tensor, Tensor, Any], Tensor]"
 
@@ -31,17 +32,26 @@ class KVCache:
     def __init__(self, num_slots: int, max_len: int) -> None:
         self.num_slots = num_slots
         self.max_len = max_len
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self._buffers: dict[tuple[int, str], Tensor] = {}
 
-    def layer(self, index: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the buffers `[B, G, max_len, D]` of a layer whose keys and values look so."""
-        if index not in self._layers:
+    @property
+    def numbers_per_token(self) -> int:
+        """How many numbers are kept of a token, in all layers that have run so far."""
+        return sum(buffer.shape[1] * buffer.shape[3] for buffer in self._buffers.values())
+
+    def buffer(self, layer: int, kind: str, like: Tensor) -> Tensor:
+        """Return the buffer `[B, G, max_len, D]` of a layer's keys or values.
+
+        Args:
+            layer: index of the layer.
+            kind: "keys" or "values".
+            like: what comes of them, `[1, G, T, D]`.
+        """
+        if (layer, kind) not in self._buffers:
             # Never read where it was not written: a system gives such memory only when it is used.
-            self._layers[index] = (self._empty(k), self._empty(v))
-        return self._layers[index]
-
-    def _empty(self, like: Tensor) -> Tensor:
-        return like.new_empty(self.num_slots, like.shape[1], self.max_len, like.shape[3])
+            shape = (self.num_slots, like.shape[1], self.max_len, like.shape[3])
+            self._buffers[layer, kind] = like.new_empty(shape)
+        return self._buffers[layer, kind]
 
 
 class CacheBatch:
@@ -59,73 +69,69 @@ class CacheBatch:
         self.positions = torch.tensor(positions, device=device)
         self._slots = torch.tensor(slots, device=device)
 
-    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attend(self, layer: int, spec: Any, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Store new keys and values in place, and attend from each token to its own sequence.
 
         Args:
             layer: index of the layer.
+            spec: the layer's `AttentionSpec`.
             q: `[1, H, T, D]`.
             k: `[1, G, T, D]`.
-            v: `[1, G, T, D]`.
+            v: `[1, G, T, D]`, of any width.
 
         Returns:
-            `[1, H, T, D]`.
+            `[1, H, T, D]`, as wide as the values.
         """
-        keys, values = self._cache.layer(layer, k, v)
-        keys[self._slots, :, self.positions] = k[0].transpose(0, 1)
-        values[self._slots, :, self.positions] = v[0].transpose(0, 1)
+        keys = self._stored(layer, "keys", k)
+        if spec.values_in_keys is None:
+            values = self._stored(layer, "values", v)
+        else:
+            values = keys[..., : spec.values_in_keys]
         outputs, begin = [], 0
         for chunk in self._chunks:
             row, length = slice(chunk.slot, chunk.slot + 1), chunk.start + chunk.count
             piece = q[:, :, begin : begin + chunk.count]
-            outputs.append(_attend(piece, keys[row, :, :length], values[row, :, :length]))
+            outputs.append(attend(piece, keys[row, :, :length], values[row, :, :length], spec))
             begin += chunk.count
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
+    def _stored(self, layer: int, kind: str, new: Tensor) -> Tensor:
+        """Write what is new into a buffer and return the buffer."""
+        buffer = self._cache.buffer(layer, kind, new)
+        buffer[self._slots, :, self.positions] = new[0].transpose(0, 1)
+        return buffer
+
 
 class CachedCore:
-    """An attention core that uses the cache in the context, if there is one."""
+    """An attention core that uses the cache in the context, if there is one.
 
-    def __init__(self, inner: Core, layer: int) -> None:
+    Args:
+        inner: the core where there is none.
+        layer: index of the layer.
+        spec: the layer's `AttentionSpec`.
+    """
+
+    def __init__(self, inner: Core, layer: int, spec: Any) -> None:
         self.inner = inner
         self.layer = layer
+        self.spec = spec
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, context: Any) -> Tensor:
         """Attend; see `CacheBatch.attend`."""
         if context is None or context.caches is None:
             return self.inner(q, k, v, context)
-        return context.caches.attend(self.layer, q, k, v)
+        return context.caches.attend(self.layer, self.spec, q, k, v)
 
 
 def attach(model: nn.Module) -> None:
     """Replace the attention cores of `model`; a second time changes nothing.
 
-    Several engines may share a model: what they keep is in their own contexts.
+    Several engines may share a model: what they keep is in their own contexts. Latent attention is
+    switched to its absorbed form, in which the cache keeps one short vector per token.
     """
-    attentions: list[Any] = [m for m in model.modules() if callable(getattr(m, "core", None))]
-    for index, attention in enumerate(attentions):
+    found = attentions(model)
+    if any(hasattr(attention, "absorbed") for attention in found.values()):
+        absorb(model)
+    for index, attention in enumerate(found.values()):
         if not isinstance(attention.core, CachedCore):
-            attention.core = CachedCore(attention.core, index)
-
-
-def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Attend causally from the last tokens of a sequence.
-
-    Args:
-        q: `[1, H, N, D]`, the last N of L tokens.
-        k: `[1, G, L, D]`.
-        v: `[1, G, L, D]`.
-
-    Returns:
-        `[1, H, N, D]`.
-    """
-    num_new, length = q.shape[2], k.shape[2]
-    if num_new == 1:
-        # The heads that share keys take the place of the sequence, so nothing is repeated.
-        grouped = q.reshape(1, k.shape[1], -1, q.shape[3])
-        return scaled_dot_product_attention(grouped, k, v).reshape(1, q.shape[1], 1, -1)
-    if num_new == length:
-        return scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True)
-    mask = torch.ones(num_new, length, dtype=torch.bool, device=q.device)
-    mask = mask.tril(diagonal=length - num_new)
-    return scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+            attention.core = CachedCore(attention.core, index, attention.spec)

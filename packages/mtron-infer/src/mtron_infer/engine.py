@@ -18,6 +18,7 @@ from mtron_infer.sampler import pick, random_key, score
 from mtron_infer.scheduler import Limits, Plan, QueueState, Waiting
 from mtron_infer.scoring import score_tokens
 from mtron_infer.sequence import Continuation, PreparedRequest
+from mtron_infer.support import check_generates, check_length
 
 _SCORED_AT_ONCE = 256
 """Prompt positions whose logits exist at a time."""
@@ -44,17 +45,19 @@ class Engine:
         config: limits.
 
     Raises:
-        ValueError: the limits exceed the model's.
+        ValueError: the limits exceed the model's, or the model does not continue texts.
     """
 
     def __init__(
         self, model: nn.Module, tokenizer: TextCodec, config: EngineConfig | None = None
     ) -> None:
+        check_generates(model)
         self.config = config or EngineConfig()
         self.tokenizer = tokenizer
         self.model = model.eval()
         model_config: Any = model.config
         self.max_len = _max_len(self.config, model_config.max_position_embeddings)
+        check_length(model, self.max_len)
         # A model's vocabulary may be padded beyond the tokenizer's.
         self._vocab_size = min(model_config.vocab_size, tokenizer.vocab_size)
         self._preparer = Preparer(tokenizer, self._vocab_size, self.max_len, self.config.max_queue)

@@ -13,6 +13,7 @@ import mtron_ckpt
 import mtron_data
 import mtron_models
 from mtron_ckpt.torch_io import to_torch
+from mtron_infer.support import check_generates
 
 Dtype: TypeAlias = Literal["auto", "float64", "float32", "bfloat16", "float16"]
 """Type to compute in."""
@@ -50,7 +51,8 @@ def load(path: str | PathLike[str], *, device: str = "auto", dtype: Dtype = "aut
             float32, which is many times faster there than half precision.
 
     Raises:
-        ValueError: the checkpoint holds no model and tokenizer that fit together.
+        ValueError: the checkpoint holds no model and tokenizer that fit together, or a model that
+            does not continue texts, such as an encoder.
         OSError: there is no checkpoint, or it cannot be read.
         mtron_ckpt.CorruptCheckpoint: it is damaged.
     """
@@ -66,6 +68,7 @@ def load(path: str | PathLike[str], *, device: str = "auto", dtype: Dtype = "aut
         )
     target = _device(device)
     model = mtron_models.build(config, device=target, dtype=_dtype(dtype, checkpoint, target))
+    check_generates(model)
     _fill(model, checkpoint)
     return LoadedModel(model.eval(), tokenizer, config, checkpoint.step, Path(checkpoint.path))
 

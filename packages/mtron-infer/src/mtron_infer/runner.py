@@ -15,7 +15,7 @@ class Runner:
     """A model with a key-value cache.
 
     Args:
-        model: a decoder with `backbone` and `head`; its attention cores get the cache attached.
+        model: a decoder with `backbone` and `logits`; its attention cores get the cache attached.
         num_slots: sequences that the cache holds.
         max_len: tokens of each.
     """
@@ -40,4 +40,4 @@ class Runner:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Return the logits `[rows, vocab]` of hidden states `[rows, hidden]`."""
-        return self._model.head(hidden)
+        return self._model.logits(hidden)

@@ -1,20 +1,15 @@
 """What every decoder-only language model here has in common."""
 
 from abc import abstractmethod
-from typing import Any, Self
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from mtron_models.config import ModelConfig
+from mtron_models.block_model import NO_CONTEXT, BlockModel
 from mtron_models.context import Context
 from mtron_models.init import Rule
-from mtron_models.layers.loss import HeadLoss
-from mtron_models.layout import Layout
-
-NO_CONTEXT = Context()
 
 
-class CausalLM(nn.Module):
+class CausalLM(BlockModel):
     """Tokens in, logits of the next tokens out.
 
     A family makes the blocks `embed`, `layers` (a `ModuleDict` keyed by index), `norm` and `head`
@@ -25,14 +20,6 @@ class CausalLM(nn.Module):
     Args:
         config: sizes and options.
     """
-
-    embed: nn.Embedding
-    head: nn.Linear
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.head_loss = HeadLoss()
 
     @abstractmethod
     def backbone(self, inputs: Tensor, context: Context = NO_CONTEXT) -> Tensor:
@@ -45,7 +32,7 @@ class CausalLM(nn.Module):
 
     @abstractmethod
     def init_rules(self) -> dict[str, Rule]:
-        """Return patterns of parameter names to how they are initialized; the first match counts."""
+        """Return patterns of parameter names to how they are initialized; the first one counts."""
 
     def forward(self, inputs: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Return logits `[batch, seq, vocab]`, or hidden states where the head was deleted.
@@ -84,23 +71,3 @@ class CausalLM(nn.Module):
             context: as of `forward`.
         """
         return (self.loss(self.backbone(inputs, context), labels_BS) * weights_BS).sum()
-
-    def layout(self) -> Layout:
-        """Return the layout table: patterns of parameter names to how they may be cut."""
-        return self.config.layout()
-
-    def has(self, name: str) -> bool:
-        """Whether the block `name` was not deleted (`del model.head` or `model.head = None`)."""
-        return self._modules.get(name) is not None
-
-    def tie(self) -> None:
-        """Let the head use the embedding matrix, where the configuration says so."""
-        tied = getattr(self.config, "tie_word_embeddings", False)
-        if tied and self.has("embed") and self.has("head"):
-            self.head.weight = self.embed.weight
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Keep the head tied where `to_empty` and others replace every parameter."""
-        super()._apply(fn, recurse)
-        self.tie()
-        return self

@@ -3,13 +3,15 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, ClassVar, get_args
+from typing import Any, ClassVar, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 
 from mtron_models.hugging_face import translated
 from mtron_models.layout import Layout
 from mtron_models.registry import config_class
+
+_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class ModelConfig(BaseModel, frozen=True):
@@ -42,6 +44,15 @@ class ModelConfig(BaseModel, frozen=True):
                 if problem["type"] != "default_factory_not_called"
             ]
             raise ValidationError.from_exception_data(cls.__name__, causes) from None
+
+    @classmethod
+    def in_our_words(cls, values: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return `values` with fields of ours for what this family's `config.json` says otherwise.
+
+        Args:
+            values: keys and values of a `config.json`, or of our own.
+        """
+        return values
 
     @abstractmethod
     def parameter_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -80,15 +91,24 @@ def config_from_dict(values: Mapping[str, Any]) -> ModelConfig:
     optional = frozenset(
         name for name, field in cls.model_fields.items() if type(None) in get_args(field.annotation)
     )
-    values = translated(values, cls.honoured, optional)
+    values = translated(cls.in_our_words(values), cls.honoured, optional)
+    return validated(cls, in_tuples(values))
+
+
+def validated(cls: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """Return an object of `cls` with these fields.
+
+    Raises:
+        ValueError: every problem on a line of its own, with the remedy.
+    """
     try:
-        return cls.model_validate(_in_tuples(values))
+        return cls.model_validate(dict(values))
     except ValidationError as error:
         lines = [_describe(problem, list(cls.model_fields)) for problem in error.errors()]
         raise ValueError("\n".join(lines)) from None
 
 
-def _in_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+def in_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return `values` with tuples for lists: JSON and TOML have no tuples, and fields no lists."""
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()

@@ -10,6 +10,19 @@ def num_parameters(config: ModelConfig) -> int:
     return sum(prod(shape) for shape in config.parameter_shapes().values())
 
 
+def num_active_parameters(config: ModelConfig) -> int:
+    """Return how many parameters take part in computing one token.
+
+    All but the experts that the token does not choose; without mixtures of experts, all.
+    """
+    chosen = getattr(config, "num_experts_per_tok", 0)
+    active = 0
+    for name, shape in config.parameter_shapes().items():
+        is_stack = ".experts." in name
+        active += prod((min(chosen, shape[0]), *shape[1:]) if is_stack else shape)
+    return active
+
+
 def flops_per_token(config: ModelConfig, seq_len: int) -> int:
     """Return the floating-point operations of one training step per token.
 

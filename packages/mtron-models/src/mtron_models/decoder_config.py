@@ -11,6 +11,17 @@ from mtron_models.rope import RopeScaling
 Shapes = dict[str, tuple[int, ...]]
 
 
+def token_problems(config: ModelConfig) -> list[str]:
+    """Return which of the special tokens of `config` its vocabulary lacks, a line each."""
+    vocab_size: int = getattr(config, "vocab_size")  # noqa: B009
+    return [
+        f"{name}: is not a token of the vocabulary, got {token}; "
+        f"use at most vocab_size - 1 = {vocab_size - 1}"
+        for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+        if (token := getattr(config, name, None)) is not None and token >= vocab_size
+    ]
+
+
 def _same_as_query_heads(values: dict[str, Any]) -> int:
     return values["num_attention_heads"]
 
@@ -69,7 +80,7 @@ class DecoderConfig(ModelConfig, frozen=True):
 
     def problems(self) -> list[str]:
         """Return what does not fit together, a line each; families add their own."""
-        return [*self._head_problems(), *self._token_problems()]
+        return [*self._head_problems(), *token_problems(self)]
 
     def _head_problems(self) -> list[str]:
         heads, kv_heads = self.num_attention_heads, self.num_key_value_heads
@@ -93,14 +104,6 @@ class DecoderConfig(ModelConfig, frozen=True):
                 f"width, got {self.hidden_size}; use {fits} or give head_dim"
             )
         return problems
-
-    def _token_problems(self) -> list[str]:
-        return [
-            f"{name}: is not a token of the vocabulary, got {token}; "
-            f"use at most vocab_size - 1 = {self.vocab_size - 1}"
-            for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-            if (token := getattr(self, name)) is not None and token >= self.vocab_size
-        ]
 
     def attention_spec(self, layer: int) -> AttentionSpec:
         """Return what attention does in a layer.

@@ -17,7 +17,7 @@ class Replicate:
         sequence: the parameter acts on each token by itself, in a region that may be split along
             the sequence. Then each rank's gradient is a part of the sum.
         heads: the parameter is used between cut projections, on what each rank has of the heads
-            (the norm of a head, a latent projection). Each rank's gradient is a part of the sum.
+            (the norm of a head). Each rank's gradient is a part of the sum.
     """
 
     sequence: bool = False
@@ -32,35 +32,46 @@ class Shard:
         dim: the dim that is cut, from 0.
         segments: sizes along `dim` of parts that are cut one by one, each rank taking its share
             of each (a fused gate and up projection); empty where the dim is one part.
-        unit: elements along `dim` that stay together (head_dim, so that a head is never cut).
+        unit: elements along `dim` that stay together (head_dim, so that a head is never cut); one
+            number for each segment where they differ.
         pad: whether the dim may be padded where the ranks do not divide it.
         replicate_if_fewer: whether several ranks may hold the same unit when there are more ranks
             than units (key and value heads).
         axis: the mesh axis that cuts: "tp", or "ep" for the experts of a mixture.
         of: the configuration's field that counts the units of the dim, or of each segment, for
-            messages ("num_attention_heads"); empty where no field does.
+            messages ("num_attention_heads"); one for each segment where they differ; empty where
+            no field does.
         inner: how another dim of the same parameter is cut besides (the width of stacked experts,
             by expert tensor parallelism).
     """
 
     dim: int
     segments: tuple[int, ...] = ()
-    unit: int = 1
+    unit: int | tuple[int, ...] = 1
     pad: bool = False
     replicate_if_fewer: bool = False
     axis: Literal["tp", "ep"] = "tp"
-    of: str = ""
+    of: str | tuple[str, ...] = ""
     inner: "Shard | None" = None
 
     def __post_init__(self) -> None:
         if self.dim < 0:
             raise ValueError(f"dim: count dims from the first, got {self.dim}; use 0 or more")
-        if self.unit < 1:
-            raise ValueError(f"unit: must be at least 1, got {self.unit}")
-        for size in self.segments:
-            if size < 1 or size % self.unit:
+        for name, each in (("unit", self.unit), ("of", self.of)):
+            if isinstance(each, tuple) and len(each) != len(self.segments):
                 raise ValueError(
-                    f"segments: every size must be a multiple of unit = {self.unit}, got {size}"
+                    f"{name}: must be one value, or one for each of the {len(self.segments)} "
+                    f"segments, got {each}"
+                )
+        units = self.unit if isinstance(self.unit, tuple) else (self.unit,) * len(self.segments)
+        if isinstance(self.unit, int) and self.unit < 1:
+            raise ValueError(f"unit: must be at least 1, got {self.unit}")
+        for size, unit in zip(self.segments, units, strict=True):
+            if unit < 1:
+                raise ValueError(f"unit: must be at least 1 in every segment, got {self.unit}")
+            if size < 1 or size % unit:
+                raise ValueError(
+                    f"segments: every size must be a multiple of unit = {unit}, got {size}"
                 )
 
 
@@ -69,11 +80,11 @@ Layout: TypeAlias = "dict[str, Shard | Replicate]"
 
 
 def colwise(
-    unit: int = 1,
+    unit: int | tuple[int, ...] = 1,
     *,
     segments: tuple[int, ...] = (),
     replicate_if_fewer: bool = False,
-    of: str = "",
+    of: str | tuple[str, ...] = "",
 ) -> Shard:
     """Cut a linear layer's outputs: rows of its `(out, in)` matrix, or its bias."""
     return Shard(0, segments, unit, replicate_if_fewer=replicate_if_fewer, of=of)

@@ -25,10 +25,30 @@ class Family:
 
 
 FAMILIES = {
+    "bert": Family("mtron_models.bert.config:BertConfig", "mtron_models.bert.model:Bert"),
+    "deepseek_v3": Family(
+        "mtron_models.deepseek_v3.config:DeepseekV3Config",
+        "mtron_models.deepseek_v3.model:DeepseekV3",
+    ),
+    "gemma2": Family("mtron_models.gemma.config:Gemma2Config", "mtron_models.gemma.model:Gemma"),
+    "gemma3": Family(
+        "mtron_models.gemma.config:Gemma3TextConfig", "mtron_models.gemma.model:Gemma"
+    ),
+    "gemma3_text": Family(
+        "mtron_models.gemma.config:Gemma3TextConfig", "mtron_models.gemma.model:Gemma"
+    ),
+    "gpt2": Family("mtron_models.gpt2.config:GPT2Config", "mtron_models.gpt2.model:GPT2"),
     "llama": Family("mtron_models.llama.config:LlamaConfig", "mtron_models.llama.model:Llama"),
     "mistral": Family("mtron_models.llama.config:MistralConfig", "mtron_models.llama.model:Llama"),
+    "mixtral": Family(
+        "mtron_models.mixtral.config:MixtralConfig", "mtron_models.mixtral.model:Mixtral"
+    ),
     "qwen2": Family("mtron_models.llama.config:Qwen2Config", "mtron_models.llama.model:Llama"),
     "qwen3": Family("mtron_models.llama.config:Qwen3Config", "mtron_models.llama.model:Llama"),
+    "qwen3_moe": Family(
+        "mtron_models.mixtral.config:Qwen3MoeConfig", "mtron_models.mixtral.model:Mixtral"
+    ),
+    "t5": Family("mtron_models.t5.config:T5Config", "mtron_models.t5.model:T5"),
 }
 
 

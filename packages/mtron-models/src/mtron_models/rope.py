@@ -70,7 +70,7 @@ class RopeScaling(BaseModel, frozen=True):
         problems = [
             f"rope_scaling.{name}: has no effect with rope_type = {self.rope_type!r}; leave it out"
             for name in sorted(self.model_fields_set - fits)
-            if getattr(self, name) is not None
+            if getattr(self, name) != type(self).model_fields[name].default
         ]
         problems += [
             f"rope_scaling.{name}: missing; rope_type = {self.rope_type!r} needs it"

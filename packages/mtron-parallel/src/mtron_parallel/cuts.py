@@ -43,8 +43,8 @@ class ShardRule(Protocol):
         ...
 
     @property
-    def unit(self) -> int:
-        """Elements along `dim` that stay together."""
+    def unit(self) -> int | tuple[int, ...]:
+        """Elements along `dim` that stay together, of all segments or of each."""
         ...
 
     @property
@@ -63,8 +63,10 @@ class ShardRule(Protocol):
         ...
 
     @property
-    def of(self) -> str:
-        """The field of the model's configuration that counts the units, or nothing."""
+    def of(self) -> str | tuple[str, ...]:
+        """The field of the model's configuration that counts the units: one for all segments or
+        one for each; or nothing.
+        """
         ...
 
 
@@ -149,10 +151,10 @@ def cut(shape: tuple[int, ...], rule: Rule, size: int, rank: int) -> Cut:
         return Cut(shape, (Block((0,) * len(shape), shape),), replica=rank, replicas=size)
     for what, why in obstacles(shape, rule, size, f"dim {rule.dim} of shape {shape}"):
         raise ValueError(f"tp: {size} {why} {what}; use another number of ranks")
-    extents = _extents(shape, rule)
-    if rule.pad and extents[0] // rule.unit % size:
-        return _padded_cut(shape, rule, size, rank)
-    replicas = _num_replicas(extents[0] // rule.unit, rule, size)
+    extents, units = _extents(shape, rule)
+    if rule.pad and extents[0] // units[0] % size:
+        return _padded_cut(shape, rule, units[0], size, rank)
+    replicas = _num_replicas(extents[0] // units[0], rule, size)
     lengths = [extent * replicas // size for extent in extents]
     starts = accumulate(extents[:-1], initial=0)
     blocks = tuple(
@@ -181,7 +183,7 @@ def obstacles(
     """
     if not isinstance(rule, ShardRule) or rule.axis != "tp":
         return
-    counts = [extent // rule.unit for extent in _extents(shape, rule)]
+    counts = [extent // unit for extent, unit in zip(*_extents(shape, rule), strict=True)]
     if rule.pad:
         return
     replicas = [_num_replicas(count, rule, size) for count in counts]
@@ -189,7 +191,9 @@ def obstacles(
     for segment, (count, number) in enumerate(zip(counts, replicas, strict=True)):
         if number and number == fewest:
             continue
-        if rule.of and len(set(counts)) == 1:
+        if isinstance(rule.of, tuple):
+            what = f"{rule.of[segment]} = {count}"
+        elif rule.of and len(set(counts)) == 1:
             what = f"{rule.of} = {count}"
         else:
             part = f", segment {segment}" if rule.segments else ""
@@ -200,20 +204,27 @@ def obstacles(
             yield what, "is more than" if size > count else "does not divide"
 
 
-def _extents(shape: tuple[int, ...], rule: ShardRule) -> tuple[int, ...]:
-    """Return the sizes along the dim that is cut of the parts that are cut one by one."""
+def _extents(shape: tuple[int, ...], rule: ShardRule) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return sizes and units, along the dim that is cut, of the parts that are cut one by one."""
     if rule.dim >= len(shape):
         dims = " or ".join(map(str, range(len(shape)))) or "no cut"
         raise ValueError(f"dim: there is no such dim in shape {shape}, got {rule.dim}; use {dims}")
     extent = shape[rule.dim]
-    if extent % rule.unit:
+    units = rule.unit if isinstance(rule.unit, tuple) else (rule.unit,) * (len(rule.segments) or 1)
+    if isinstance(rule.unit, int) and extent % rule.unit:
         raise ValueError(
             f"unit: does not divide dim {rule.dim} of shape {shape}, got {rule.unit}; "
             f"use a divisor of {extent}"
         )
+    if len(units) != (len(rule.segments) or 1):
+        raise ValueError(
+            f"unit: must be one number, or one for each of the {len(rule.segments)} segments, "
+            f"got {rule.unit}"
+        )
     if not rule.segments:
-        return (extent,)
-    if sum(rule.segments) != extent or any(size % rule.unit for size in rule.segments):
+        return (extent,), units
+    parts = zip(rule.segments, units, strict=True)
+    if sum(rule.segments) != extent or any(size % unit for size, unit in parts):
         raise ValueError(
             f"segments: must be multiples of unit = {rule.unit} that add up to dim {rule.dim} "
             f"of shape {shape}, got {rule.segments}"
@@ -223,7 +234,7 @@ def _extents(shape: tuple[int, ...], rule: ShardRule) -> tuple[int, ...]:
             f"pad: segments cannot be padded, got pad with segments {rule.segments}; "
             "use one of both"
         )
-    return rule.segments
+    return rule.segments, units
 
 
 def _num_replicas(units: int, rule: ShardRule, size: int) -> int:
@@ -233,8 +244,8 @@ def _num_replicas(units: int, rule: ShardRule, size: int) -> int:
     return size // units if rule.replicate_if_fewer and size % units == 0 else 0
 
 
-def _padded_cut(shape: tuple[int, ...], rule: ShardRule, size: int, rank: int) -> Cut:
-    extent, multiple = shape[rule.dim], lcm(rule.unit, PADDED_TO)
+def _padded_cut(shape: tuple[int, ...], rule: ShardRule, unit: int, size: int, rank: int) -> Cut:
+    extent, multiple = shape[rule.dim], lcm(unit, PADDED_TO)
     length = -(-extent // (size * multiple)) * multiple
     start = rank * length
     held = min(length, extent - start)

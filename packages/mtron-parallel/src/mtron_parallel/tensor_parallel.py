@@ -76,6 +76,8 @@ def attach_tensor_parallelism(
 ) -> None:
     """Register the hooks of every module with a cut parameter.
 
+    Layers inside a cut layer, such as those of an adapter, work between its hooks and need none.
+
     Args:
         model: with the local parameters in place.
         parameters: all of them by name.
@@ -86,11 +88,14 @@ def attach_tensor_parallelism(
             divided is not because the embedding or the head is whole.
     """
     by_identity = {id(local.parameter): local for local in parameters.values()}
-    head, ends = getattr(model, "head", None), set[str]()
+    head, ends, inside = getattr(model, "head", None), set[str](), set[nn.Module]()
     for name, module in model.named_modules():
+        if module in inside:
+            continue
         local = _cut_weight(name, module, by_identity)
         if local is None:
             continue
+        inside |= set(module.modules())
         if isinstance(module, nn.Embedding):
             attach_embedding(name, module, local, region)
             ends.add("embedding")

@@ -5,7 +5,9 @@ vocabulary are never looked up, and their logits never count.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +91,7 @@ def attach_head(model: nn.Module, head: nn.Linear, local: LocalParameter, passag
         passage: where hidden states come from.
 
     Raises:
-        ValueError: `model.head_loss` has no `op`.
+        ValueError: `model.head_loss` has no `op`, or one that cannot be divided.
     """
     vocab_size, group = local.global_shape[0], passage.group
 
@@ -116,61 +118,127 @@ def attach_head(model: nn.Module, head: nn.Linear, local: LocalParameter, passag
         return (layer.forward, passage.enter(hidden), *others)  # forward: without the hooks above
 
     loss.register_forward_pre_hook(enter_loss)
-    loss.op = vocabulary_cross_entropy(local.cut, group)
+    loss.op = vocabulary_cross_entropy(local.cut, group, vocab_size, loss_options(loss.op))
 
 
-def vocabulary_cross_entropy(cut: Cut, group: Group) -> Callable[[Tensor, Tensor], Tensor]:
+@dataclass(frozen=True)
+class LossOptions:
+    """What a loss per token does beyond the cross-entropy.
+
+    Attributes:
+        label_smoothing: share of the target that is spread evenly over the vocabulary.
+        z_loss: weight of the square of the logarithm of the softmax's denominator.
+        skips: whether tokens with a negative label have a loss of 0.
+    """
+
+    label_smoothing: float = 0.0
+    z_loss: float = 0.0
+    skips: bool = False
+
+
+def loss_options(op: Any) -> LossOptions:
+    """Return what the loss `op` of a model does, so that a divided one can do the same.
+
+    Args:
+        op: a function called `cross_entropy` or `masked_lm`, or a `functools.partial` of one with
+            the keywords `label_smoothing` and `z_loss`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    function, keywords = (op.func, op.keywords) if isinstance(op, partial) else (op, {})
+    name = getattr(function, "__name__", None)
+    positional = isinstance(op, partial) and op.args
+    unknown = sorted(keywords.keys() - {"label_smoothing", "z_loss"})
+    if name not in ("cross_entropy", "masked_lm") or positional or unknown:
+        raise ValueError(
+            "head_loss.op: over a vocabulary that is divided, only cross_entropy and masked_lm can "
+            f"be computed, with label_smoothing and z_loss, got {op!r}; use one of these, or "
+            "Replicate for the head"
+        )
+    return LossOptions(**keywords, skips=name == "masked_lm")
+
+
+def vocabulary_cross_entropy(
+    cut: Cut, group: Group, vocab_size: int, options: LossOptions = LossOptions()
+) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a cross-entropy over logits that are divided by the vocabulary.
 
     Args:
         cut: which rows of the vocabulary this rank has.
         group: the ranks that have all of them.
+        vocab_size: how many there are.
+        options: what it does beyond that.
 
     Returns:
         `(logits [tokens, local rows], labels [tokens]) -> loss [tokens]` in nats, at least fp32.
     """
-    first, count = _rows(cut)
+    rows = _Rows(*_rows(cut), vocab_size)
 
     def op(logits: Tensor, labels: Tensor) -> Tensor:
-        return _CrossEntropy.apply(logits, labels, group, first, count)  # pyright: ignore[reportReturnType]
+        losses: Any = _CrossEntropy.apply(logits, labels, group, rows, options)
+        return losses.masked_fill(labels < 0, 0.0) if options.skips else losses
 
     return op
+
+
+class _Rows(NamedTuple):
+    """The rows of the vocabulary that a rank has."""
+
+    first: int
+    count: int
+    total: int
 
 
 class _CrossEntropy(torch.autograd.Function):
     """-log softmax(logits)[label], with the largest logit, the sum and the label's logit reduced.
 
-    Reference: Shoeybi et al., arXiv:1909.08053, section 3 (fused with the output embedding).
+    With smoothing the target has `1 - label_smoothing` of the label's logit and the rest of the
+    mean of all logits. Reference: Shoeybi et al., arXiv:1909.08053, section 3 (fused with the
+    output embedding).
     """
 
     @staticmethod
     def forward(
-        ctx: Any, logits: Tensor, labels: Tensor, group: Group, first: int, count: int
+        ctx: Any, logits: Tensor, labels: Tensor, group: Group, rows: _Rows, options: LossOptions
     ) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        values = logits[:, :count].to(dtype)
+        values = logits[:, : rows.count].to(dtype)
         largest = values.new_full((len(labels),), -torch.inf)
-        if count:
+        if rows.count:
             largest = values.amax(dim=-1)
         largest = summed(largest, group, maximum=True)
         values = values - largest[:, None]
-        here = (labels >= first) & (labels < first + count)
-        own = (labels - first).masked_fill(~here, 0)
+        here = (labels >= rows.first) & (labels < rows.first + rows.count)
+        own = (labels - rows.first).masked_fill(~here, 0)
         target = torch.zeros_like(largest)
-        if count:
+        if rows.count:
             target = values.gather(1, own[:, None])[:, 0].masked_fill(~here, 0)
+        if options.label_smoothing:
+            spread = options.label_smoothing / rows.total
+            target = target * (1 - options.label_smoothing) + spread * values.sum(dim=-1)
         values.exp_()
         sums = summed(torch.stack((values.sum(dim=-1), target)), group)
-        ctx.save_for_backward(values.div_(sums[0][:, None]), own, here)
+        logarithm = sums[0].log()
+        ctx.save_for_backward(values.div_(sums[0][:, None]), own, here, largest + logarithm)
+        ctx.rows, ctx.options = rows, options
         ctx.width, ctx.dtype = logits.shape[1], logits.dtype
-        return sums[0].log() - sums[1]
+        losses = logarithm - sums[1]
+        if options.z_loss:
+            losses = losses + options.z_loss * (largest + logarithm).square()
+        return losses
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None, None, None]:
-        softmax, own, here = ctx.saved_tensors
-        gradient = softmax * gradients[0][:, None]
+        softmax, own, here, logsumexp = ctx.saved_tensors
+        (outer,) = gradients
+        options, smoothing = ctx.options, ctx.options.label_smoothing
+        gradient = softmax * (outer * (1 + 2 * options.z_loss * logsumexp))[:, None]
         if softmax.shape[1]:
-            gradient.scatter_add_(1, own[:, None], -(gradients[0] * here)[:, None])
+            at_label = -(1 - smoothing) * (outer * here)
+            gradient.scatter_add_(1, own[:, None], at_label[:, None])
+            if smoothing:
+                gradient -= (outer * (smoothing / ctx.rows.total))[:, None]
         padding = ctx.width - softmax.shape[1]
         if padding:
             gradient = torch.nn.functional.pad(gradient, (0, padding))

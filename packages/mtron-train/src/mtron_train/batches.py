@@ -1,6 +1,7 @@
 """From the loader's arrays to the micro-batches of a step."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 
 from mtron_data import Batch, Loader
 from mtron_data.torch_io import to_torch
-from mtron_models import Context, RandomKey
+from mtron_models import Context, RandomKey, Report
 from mtron_parallel import MicroBatch
+from mtron_train.balancing import has_experts
 from mtron_train.config import RunConfig
 
 
@@ -37,7 +39,7 @@ def micro_batch(
             `cu_seqlens`, `max_seqlen`.
         config: the run's.
         device: where the tensors go.
-        step: key of dropout; none for evaluation, which has none.
+        step: key of dropout; none for evaluation, which has none, and no auxiliary losses.
     """
     tensors: dict[str, Any] = {
         name: value.to(device) if isinstance(value, torch.Tensor) else value
@@ -53,6 +55,9 @@ def micro_batch(
         max_seqlen=tensors["max_seqlen"] if masked else None,
         random=random,
     )
+    if step is not None and has_experts(config.model):
+        weight = 1 / config.data.global_batch_size
+        context = replace(context, auxiliary_weight=weight, report=Report())
     return MicroBatch(tensors["tokens"], tensors["labels"], tensors["loss_mask"], context)
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mtron_optim import clip_, learning_rate_scale, set_learning_rate
+from mtron_train.balancing import balance_routers
 from mtron_train.batches import global_batch
 from mtron_train.config import RunConfig
 from mtron_train.state import TrainState
@@ -40,6 +41,7 @@ def train_step(state: TrainState, config: RunConfig) -> StepResult:
     set_learning_rate(state.optimizer, scale)
     state.optimizer.step()
     model.publish()
+    balance_routers(model, batches)
     tokens = sum(batch.inputs.numel() for batch in batches) * model.mesh.size("dp")
     state.step += 1
     state.tokens += tokens

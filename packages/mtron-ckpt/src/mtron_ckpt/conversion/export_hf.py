@@ -10,6 +10,7 @@ from mtron_ckpt.arrays import ArrayInfo
 from mtron_ckpt.conversion.families import Family, family_of_mtron
 from mtron_ckpt.conversion.hf_target import write_weights
 from mtron_ckpt.conversion.names import check_tensors
+from mtron_ckpt.conversion.pieces import TensorMap, one_dtype
 from mtron_ckpt.conversion.progress import Progress, reading_progress
 from mtron_ckpt.conversion.report import Converted
 from mtron_ckpt.conversion.side_files import (
@@ -47,50 +48,62 @@ def export_hf(
     if not isinstance(model, dict):
         raise ValueError(f"{name}: config.model: missing; the checkpoint holds no language model")
     family = family_of_mtron(name, model)
-    tensors, ours = _plan(checkpoint, family, model)
-    num_bytes = sum(info.size_bytes for info in tensors.values())
+    tensors = _plan(checkpoint, family, model)
+    infos = _their_infos(checkpoint, tensors)
+    num_bytes = sum(info.size_bytes for info in infos.values())
     check_space(directory, num_bytes)
     notes = _left_behind(checkpoint)
     try:
-        write_configs(directory, checkpoint.assets, family, model, _main_dtype(tensors))
+        write_configs(directory, checkpoint.assets, family, model, _main_dtype(infos))
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
     write_tokenizer(directory, checkpoint.assets, model, notes)
-    report = reading_progress(progress, tensors)
+    report = reading_progress(progress, infos)
+    read_ours = tensors.remembering_ours(lambda ours: checkpoint.read(f"{_KIND}/{ours}"))
     write_weights(
         directory,
-        tensors,
-        lambda theirs: report(theirs, checkpoint.read(ours[theirs])),
+        infos,
+        lambda theirs: report(theirs, tensors.read_theirs(theirs, infos[theirs].dtype, read_ours)),
         max_shard_bytes,
     )
-    return Converted(family.model_type, len(tensors), num_bytes, tuple(notes))
+    return Converted(family.model_type, len(infos), num_bytes, tuple(notes))
 
 
-def _plan(
-    checkpoint: "mtron_ckpt.Checkpoint", family: Family, model: dict[str, Any]
-) -> tuple[dict[str, ArrayInfo], dict[str, str]]:
-    """What to write under which name, and the name of each in the checkpoint."""
+def _plan(checkpoint: "mtron_ckpt.Checkpoint", family: Family, model: dict[str, Any]) -> TensorMap:
+    """All tensors of the model, which the checkpoint has."""
     name = str(checkpoint.path)
-    infos = {array: checkpoint.info(array) for array in checkpoint.names(_KIND)}
+    found = {array: checkpoint.info(array).shape for array in checkpoint.names(_KIND)}
+    entries = sum(shape[0] if shape else 1 for shape in found.values())
     try:
-        pairs = family.tensors(model, len(infos))
+        tensors = family.tensors(model, len(found), entries)
     except (KeyError, TypeError) as error:
         raise ValueError(
             f"{name}: config.model: {error} is missing or malformed; "
             "the checkpoint's config is incomplete"
         ) from error
-    expected = {f"{_KIND}/{pair.ours}": pair.shape for pair in pairs}
-    check_tensors(name, expected, {array: info.shape for array, info in infos.items()})
-    tensors: dict[str, ArrayInfo] = {}
-    for pair in pairs:
-        info = infos[f"{_KIND}/{pair.ours}"]
-        if str(info.dtype) not in _LOADABLE:
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
+    expected = {f"{_KIND}/{ours}": shape for ours, shape in tensors.ours.items()}
+    check_tensors(name, expected, found)
+    return tensors
+
+
+def _their_infos(checkpoint: "mtron_ckpt.Checkpoint", tensors: TensorMap) -> dict[str, ArrayInfo]:
+    """What to write under which name."""
+    name = str(checkpoint.path)
+    infos: dict[str, ArrayInfo] = {}
+    for theirs, shape in tensors.theirs.items():
+        dtypes = {
+            ours: checkpoint.info(f"{_KIND}/{ours}").dtype for ours in tensors.ours_of(theirs)
+        }
+        dtype = one_dtype(name, theirs, dtypes)
+        if str(dtype) not in _LOADABLE:
             raise ValueError(
-                f"{name}: {pair.ours}: transformers loads only {', '.join(_LOADABLE)} weights, "
-                f"got {info.dtype}"
+                f"{name}: {next(iter(dtypes))}: transformers loads only {', '.join(_LOADABLE)} "
+                f"weights, got {dtype}"
             )
-        tensors[pair.theirs] = ArrayInfo(info.dtype, pair.shape)
-    return tensors, {pair.theirs: f"{_KIND}/{pair.ours}" for pair in pairs}
+        infos[theirs] = ArrayInfo(dtype, shape)
+    return infos
 
 
 def _main_dtype(tensors: Mapping[str, ArrayInfo]) -> str:

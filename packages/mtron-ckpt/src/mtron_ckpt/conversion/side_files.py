@@ -75,8 +75,10 @@ def write_configs(
     original = config is not None
     if config is None:
         # transformers 4 reads torch_dtype, 5 reads dtype.
-        config = _json(family.config.to_hf(model) | {"dtype": dtype, "torch_dtype": dtype})
+        config = _json(family.to_hf(model) | {"dtype": dtype, "torch_dtype": dtype})
     (directory / "config.json").write_bytes(config)
+    if not family.architecture(model).generates:
+        return
     generation = assets.get(HF_GENERATION_CONFIG) if original else None
     if generation is None:
         generation = _json(_generation_ids(assets, model))
@@ -92,7 +94,7 @@ def _original_config(
         return None
     config = _parse(HF_CONFIG, original)
     try:
-        same = family.config.from_hf(config, []) == model
+        same = family.is_described_by(config, model)
     except ValueError:
         return None
     stated = config.get("dtype", config.get("torch_dtype"))
@@ -136,7 +138,7 @@ def _generation_ids(assets: Mapping[str, bytes], model: dict[str, Any]) -> dict[
     for name, field in _TOKEN_FIELDS.items():
         token = config.get(name)
         text = token.get("content") if isinstance(token, dict) else token
-        if model[field] is not None:
+        if model.get(field) is not None:
             found[field] = model[field]
         elif isinstance(text, str) and text in ids:
             found[field] = ids[text]
@@ -146,13 +148,12 @@ def _generation_ids(assets: Mapping[str, bytes], model: dict[str, Any]) -> dict[
 def _tokenizer_config(tokenizer: dict[str, Any], model: dict[str, Any]) -> dict[str, Any]:
     """A `tokenizer_config.json` for a tokenizer that came without one."""
     tokens = _tokens(tokenizer)
-    config: dict[str, Any] = {
-        "clean_up_tokenization_spaces": False,
-        "model_max_length": model["max_position_embeddings"],
-    }
-    for field, token_id in _TOKEN_FIELDS.items():
-        if model[token_id] in tokens:
-            config[field] = tokens[model[token_id]]
+    config: dict[str, Any] = {"clean_up_tokenization_spaces": False}
+    if "max_position_embeddings" in model:
+        config["model_max_length"] = model["max_position_embeddings"]
+    for field, name in _TOKEN_FIELDS.items():
+        if model.get(name) in tokens:
+            config[field] = tokens[model[name]]
     return config
 
 

@@ -9,10 +9,13 @@ from mtron_models import losses
 class HeadLoss(nn.Module):
     """Cross-entropy of the head's logits, which never exist for all tokens at once.
 
-    Has no parameter: the head is the model's. A chunk at a time, one tensor of the size of all
-    logits is kept for the backward, instead of three at once; a CPU took 7 to 27% less time for
-    head and loss (2,048 tokens, vocabulary 4,096 and 8,192, compiled and not). Smaller chunks
-    cost time, because each one adds to the gradient of the whole head.
+    Has no parameter: the head is the model's. Another loss per token is set as `op`, such as
+    `functools.partial(losses.cross_entropy, label_smoothing=0.1, z_loss=1e-4)`.
+
+    A chunk at a time, one tensor of the size of all logits is kept for the backward, instead of
+    three at once; a CPU took 7 to 27% less time for head and loss (2,048 tokens, vocabulary 4,096
+    and 8,192, compiled and not). Smaller chunks cost time, because each one adds to the gradient
+    of the whole head.
 
     Args:
         chunk_tokens: tokens whose logits are computed at once.

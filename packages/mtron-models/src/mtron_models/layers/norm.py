@@ -20,6 +20,20 @@ class RMSNorm(nn.Module):
         return self.op(x, self.weight, self.eps)
 
 
+class UnitOffsetRMSNorm(nn.Module):
+    """An RMSNorm whose weight is how far each factor is from 1, as in Gemma."""
+
+    def __init__(self, size: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size))
+        self.eps = eps
+        self.op = ops.unit_offset_rms_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize `[..., size]`."""
+        return self.op(x, self.weight, self.eps)
+
+
 class LayerNorm(nn.Module):
     """Moves each vector to mean 0 and standard deviation 1, then scales and shifts elements."""
 

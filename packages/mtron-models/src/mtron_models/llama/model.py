@@ -8,6 +8,7 @@ Shape suffixes: B batch, S sequence, D hidden.
 """
 
 from functools import partial
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -24,6 +25,8 @@ from mtron_models.llama.config import PlainDecoderConfig
 
 class DecoderLayer(nn.Module):
     """Attention, then a feed-forward layer, each added to the residual stream."""
+
+    mlp: nn.Module
 
     def __init__(self, config: PlainDecoderConfig, index: int) -> None:
         super().__init__()
@@ -48,8 +51,13 @@ class DecoderLayer(nn.Module):
         """Return the residual stream after this layer, `[batch, seq, hidden]`."""
         attended = self.self_attn(self.input_layernorm(hidden_BSD), table, context)
         hidden_BSD = hidden_BSD + self.attention_dropout(attended, context)
-        transformed = self.mlp(self.post_attention_layernorm(hidden_BSD))
+        transformed = self.feed_forward(self.post_attention_layernorm(hidden_BSD), context)
         return hidden_BSD + self.mlp_dropout(transformed, context)
+
+    def feed_forward(self, x_BSD: Tensor, context: Context) -> Tensor:
+        """Transform each token by itself, `[batch, seq, hidden]`."""
+        del context
+        return self.mlp(x_BSD)
 
 
 class Llama(CausalLM):
@@ -59,6 +67,8 @@ class Llama(CausalLM):
         config: sizes and options.
     """
 
+    config: PlainDecoderConfig
+
     def __init__(self, config: PlainDecoderConfig) -> None:
         super().__init__(config)
         self.embed = nn.Embedding(config.vocab_size, config.hidden_size)
@@ -67,11 +77,15 @@ class Llama(CausalLM):
             config.head_dim, config.rope_theta, config.rope_scaling, config.max_position_embeddings
         )
         self.layers = nn.ModuleDict(
-            {str(index): DecoderLayer(config, index) for index in range(config.num_hidden_layers)}
+            {str(index): self.layer(config, index) for index in range(config.num_hidden_layers)}
         )
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.tie()
+
+    def layer(self, config: Any, index: int) -> DecoderLayer:
+        """Return a new layer; families that differ in some of theirs have another here."""
+        return DecoderLayer(config, index)
 
     def backbone(self, inputs: Tensor, context: Context = NO_CONTEXT) -> Tensor:
         """Return the hidden states `[batch, seq, hidden]` that the head takes.

@@ -4,6 +4,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def relu(x: Tensor) -> Tensor:
+    """Return `max(x, 0)`."""
+    return F.relu(x)
+
+
 def gelu(x: Tensor) -> Tensor:
     """Return `x * Phi(x)` with the exact normal distribution. Reference: arXiv:1606.08415."""
     return F.gelu(x)

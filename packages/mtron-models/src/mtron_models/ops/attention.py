@@ -1,12 +1,17 @@
 """The reference of every attention core."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mtron_models.attention_spec import AttentionSpec
 from mtron_models.context import Context
+from mtron_models.ops.dropout import keyed_weight_dropout
 from mtron_models.ops.numbers import at_least_fp32
+from mtron_models.random import Key
 
 
 def attention(
@@ -17,6 +22,8 @@ def attention(
     *,
     spec: AttentionSpec,
     bias: Tensor | None = None,
+    site: "Key | None" = None,
+    first_head: int = 0,
 ) -> Tensor:
     """Let tokens attend to those that `spec` allows, within their document if there are several.
 
@@ -27,16 +34,20 @@ def attention(
         q: `[B, N, S, H]`.
         k: `[B, K, S, H]`; query head `n` uses key-value head `n // (N / K)`.
         v: `[B, K, S, W]`.
-        context: `cu_seqlens` confines attention to documents.
+        context: `cu_seqlens` confines attention to documents; `random` is what dropout depends
+            on, and where there is none, nothing is dropped.
         spec: which tokens attend to which, and how.
         bias: added to the scores, broadcast to `[B, N, S, S]`.
+        site: key of this place in the model, for dropout.
+        first_head: which of the layer's query heads the first one of `q` is, for dropout.
 
     Returns:
         `[B, N, S, W]`.
     """
     mask = attention_mask(spec, context, q.shape[0], q.shape[2], q.device)
-    if spec.softcap is not None or spec.dropout:
-        return _by_hand(q, k, v, mask, spec, bias)
+    drop = _dropout(spec, context, site, first_head)
+    if spec.softcap is not None or drop is not None:
+        return _by_hand(q, k, v, mask, spec, bias, drop)
     grouped = q.shape[1] != k.shape[1]
     is_causal = mask is None and spec.causal and bias is None
     if bias is not None:
@@ -99,22 +110,47 @@ def _masked_bias(spec: AttentionSpec, bias: Tensor, mask: Tensor | None) -> Tens
     return bias if mask is None else bias.masked_fill(~mask, -torch.inf)
 
 
+def _dropout(
+    spec: AttentionSpec, context: Context, site: "Key | None", first_head: int
+) -> Callable[[Tensor], Tensor] | None:
+    """Return what drops attention weights `[B, N, S, S]`; None where none are to be dropped."""
+    if spec.dropout == 0 or context.random is None:
+        return None
+    if site is None:
+        raise ValueError("site: needed for dropout of attention weights, got None; give its key")
+    return partial(
+        keyed_weight_dropout,
+        probability=spec.dropout,
+        site=site,
+        random=context.random,
+        first_head=first_head,
+    )
+
+
 def _by_hand(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, spec: AttentionSpec, bias: Tensor | None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    spec: AttentionSpec,
+    bias: Tensor | None,
+    drop: Callable[[Tensor], Tensor] | None,
 ) -> Tensor:
     """Attend step by step, for what torch's product does not offer."""
     groups = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(groups, dim=1) if groups > 1 else x for x in (k, v))
     scale = q.shape[-1] ** -0.5 if spec.scale is None else spec.scale
-    scores = (q @ k.mT) * scale
-    if spec.softcap is not None:
-        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if spec.softcap is None:
+        scores = (q * scale) @ k.mT
+    else:
+        scores = spec.softcap * torch.tanh((q * (scale / spec.softcap)) @ k.mT)
     if bias is not None:
         scores = scores + bias
     if mask is None and spec.causal:
         seq = scores.shape[-1]
         mask = torch.ones(seq, seq, dtype=torch.bool, device=q.device).tril()
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
+        # Added, not filled in: what is added to all heads has nothing to do in the backward.
+        scores = scores + torch.where(mask, 0.0, -torch.inf).to(scores.dtype)
     weights = scores.softmax(dim=-1, dtype=at_least_fp32(scores.dtype)).to(q.dtype)
-    return weights @ v
+    return (weights if drop is None else drop(weights)) @ v
