@@ -46,6 +46,35 @@ def tied_qwen2():
     return transformers.Qwen2ForCausalLM(config)
 
 
+def gemma2():
+    config = transformers.Gemma2Config(**SIZES, num_key_value_heads=3, head_dim=8)
+    config.query_pre_attn_scalar = 8
+    return transformers.Gemma2ForCausalLM(config)
+
+
+def mixtral():
+    config = transformers.MixtralConfig(**SIZES, num_key_value_heads=3, num_local_experts=4)
+    return transformers.MixtralForCausalLM(config)
+
+
+def deepseek_v3():
+    config = transformers.DeepseekV3Config(
+        **SIZES, num_key_value_heads=3, moe_intermediate_size=12, n_routed_experts=4,
+        n_group=1, topk_group=1,
+        num_experts_per_tok=2, q_lora_rank=10, kv_lora_rank=12, qk_nope_head_dim=8,
+        qk_rope_head_dim=4, v_head_dim=8, first_k_dense_replace=1,
+    )  # fmt: skip
+    return transformers.DeepseekV3ForCausalLM(config)
+
+
+def t5():
+    config = transformers.T5Config(
+        vocab_size=VOCAB, d_model=24, d_kv=6, d_ff=30, num_layers=2, num_heads=3,
+        decoder_start_token_id=0,
+    )  # fmt: skip
+    return transformers.T5ForConditionalGeneration(config)
+
+
 def gpt2():
     config = transformers.GPT2Config(
         vocab_size=VOCAB, n_embd=24, n_layer=2, n_head=3, bos_token_id=1, eos_token_id=2
@@ -65,6 +94,10 @@ CASES = {
     "llama, some layers": (llama, ["q_proj"], None, {"layers_to_transform": [1]}),
     "llama, scaled by the root": (llama, "all-linear", ["norm"], {"use_rslora": True}),
     "tied qwen2": (tied_qwen2, ["k_proj", "gate_proj"], None, {}),
+    "gemma2": (gemma2, ["o_proj", "up_proj"], ["pre_feedforward_layernorm"], {}),
+    "mixtral": (mixtral, ["q_proj", "v_proj"], None, {}),
+    "deepseek_v3": (deepseek_v3, ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"], None, {}),
+    "t5": (t5, ["q", "wo", "EncDecAttention.v"], None, {}),
     "gpt2": (gpt2, ["mlp.c_proj", "mlp.c_fc"], None, {"fan_in_fan_out": True}),
     "bert": (bert, ["query", "output.dense"], None, {}),
 }
@@ -122,14 +155,25 @@ def case(request, tmp_path):
     adapted.eval().save_pretrained(tmp_path / "peft")
     tokens = torch.randint(VOCAB, (2, 9), generator=generator)
     with torch.no_grad():
-        logits = adapted(input_ids=tokens).logits
-        assert (logits - make_plain(make, tmp_path)(input_ids=tokens).logits).abs().max() > 0.1
+        logits = their_logits(adapted, tokens)
+        assert (logits - their_logits(make_plain(make, tmp_path), tokens)).abs().max() > 0.1
     convert(tmp_path / "hf", tmp_path / "base", to="mtron")
     return make, tokens, logits
 
 
 def make_plain(make, tmp_path):
     return type(make()).from_pretrained(tmp_path / "hf").eval()
+
+
+def their_logits(model, tokens):
+    """Logits of a model of theirs; the second sequence, where there is one, is turned around."""
+    two = {"decoder_input_ids": tokens.flip(1)} if model.config.is_encoder_decoder else {}
+    return model(input_ids=tokens, **two).logits
+
+
+def our_logits(model, tokens):
+    two = (tokens.flip(1),) if model.config.model_type == "t5" else ()
+    return model(tokens, *two)
 
 
 def close(found, expected):
@@ -141,14 +185,14 @@ def test_adapters_of_peft_load_here_and_return(case, tmp_path):
     convert_adapter(tmp_path / "peft", tmp_path / "mtron", to="mtron", base=tmp_path / "base")
     ours = ours_with_adapter(tmp_path / "base", tmp_path / "mtron")
     with torch.no_grad():
-        close(ours(tokens), logits)
+        close(our_logits(ours, tokens), logits)
     convert_adapter(tmp_path / "mtron", tmp_path / "back", to="peft")
     files = [load_file(tmp_path / name / "adapter_model.safetensors") for name in ("peft", "back")]
     assert files[0].keys() == files[1].keys()
     assert all(torch.equal(tensor, files[1][name]) for name, tensor in files[0].items())
     with torch.no_grad():
         loaded = peft.PeftModel.from_pretrained(make_plain(make, tmp_path), tmp_path / "back")
-        close(loaded.eval()(input_ids=tokens).logits, logits)
+        close(their_logits(loaded.eval(), tokens), logits)
 
 
 def test_adapters_of_ours_load_in_peft(tmp_path):
@@ -174,4 +218,4 @@ def test_adapters_of_ours_load_in_peft(tmp_path):
     tokens = torch.randint(VOCAB, (2, 9), generator=torch.Generator().manual_seed(4))
     loaded = peft.PeftModel.from_pretrained(make_plain(llama, tmp_path), tmp_path / "peft")
     with torch.no_grad():
-        close(loaded.eval()(input_ids=tokens).logits, model(tokens))
+        close(their_logits(loaded.eval(), tokens), model(tokens))

@@ -11,6 +11,7 @@ CASES = {
     "tp2, experts and further layers": (TENSOR["tp2"], EXPERTS, False),
     "tp2, no latent of queries": (TENSOR["tp2"], {**DENSE, "q_lora_rank": None}, True),
     "tp2-sp": (TENSOR["tp2-sp"], DENSE, False),
+    "tp2-sp, experts": (TENSOR["tp2-sp"], {"first_k_dense_replace": 1}, False),
     "tp2-sp, absorbed": (TENSOR["tp2-sp"], DENSE, True),
 }
 

@@ -151,7 +151,7 @@ def run(names: Sequence[str], rounds: int, quick: bool, peak: Peak, console: Con
         outcome.rows += _measure(name, FAMILIES[name], rounds, quick)
         gc.collect()
     console.print(
-        f"\n[bold]families[/]: {BATCH} x {SEQ_LEN} tokens, float32, tokens/s; x: mtron is so many "
+        f"\n[bold]families[/]: {outcome.rows[0]['batch']} tokens, float32, tokens/s; x: mtron is so many "
         "times as fast as the faster one of transformers' attentions. % of best, % of mm: the "
         "model's operations as a share of the matrix products above."
     )
@@ -181,6 +181,7 @@ def _measure(name: str, family: Family, rounds: int, quick: bool) -> list[dict[s
                 "family": name,
                 "pass": kind,
                 "parameters": num_parameters(config),
+                "batch": f"{batch} x {seq_len}",
                 "tokens": batch * seq_len,
                 "flops": flops_of_pass * batch * seq_len,
                 "seconds": take_turns(turns, rounds),
@@ -195,6 +196,7 @@ def _models(family: Family) -> tuple[Any, dict[str, Any]]:
     import transformers
 
     fields = {"vocab_size": VOCABULARY, "use_cache": False, "pad_token_id": 0} | family.fields
+    transformers.utils.logging.disable_progress_bar()
     make_config = getattr(transformers, f"{family.name}Config")
     make_model = getattr(transformers, family.name.removesuffix("Text") + family.task)
     torch.manual_seed(0)

@@ -124,7 +124,7 @@ def test_dropout_depends_on_the_sample_only_and_is_off_in_evaluation(family_mode
 def test_training_compiles_into_one_graph(family_model, tokens):
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    model = family_model("bert_with_all_heads", torch.float32)
+    model = family_model("bert_with_all_heads", torch.float32, num_hidden_layers=1)
     compiled = torch.compile(model.train_loss, fullgraph=True, backend="aot_eager")
     for step in range(3):
         inputs, labels = tokens(2, 16, seed=step)

@@ -31,7 +31,7 @@ def train(model, loss_of, tokens, documents=None, steps=4):
         weights = torch.full((2, 16), 1 / 32)
         loss = loss_of(inputs, labels, weights, context_of(step, 2, documents))
         loss.backward()
-        results += [loss.detach(), *(p.grad.clone() for p in model.parameters())]
+        results += [loss.detach(), *(p.grad.clone() for p in model.parameters() if p.requires_grad)]
     return results
 
 

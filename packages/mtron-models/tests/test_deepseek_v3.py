@@ -14,6 +14,7 @@ from mtron_models import (
     Context,
     FurtherLabels,
     RandomKey,
+    Report,
     absorb,
     build,
     config_from_dict,
@@ -56,7 +57,7 @@ YARN = {
 CASES = {
     "plain": {},
     "without a latent of queries, tied": {"q_lora_rank": None, "tie_word_embeddings": True},
-    "halves, biases": {"rope_interleave": False, "attention_bias": True},
+    "halves, biases": {"rope_interleave": False, "attention_bias": True, "rms_norm_eps": 1e-3},
     "yarn": {"rope_parameters": YARN, "max_position_embeddings": 64},
     "one group, weights not normalized": {"n_group": 1, "topk_group": 1, "norm_topk_prob": False},
     "wide values": {"v_head_dim": 22, "num_attention_heads": 3, "num_key_value_heads": 3},
@@ -227,8 +228,11 @@ def test_further_layers_change_no_logits_and_no_loss_of_evaluation(
     weights = torch.rand(2, 7, dtype=torch.float64)
     assert torch.equal(ours(inputs), plain(inputs))
     expected = plain.train_loss(inputs, labels, weights)
-    context = Context(further_labels=further_labels(inputs, 2, torch.float64))
-    assert ours.train_loss(inputs, labels, weights, context) > expected + 0.1
+    report = Report()
+    context = Context(further_labels=further_labels(inputs, 2, torch.float64), report=report)
+    loss = ours.train_loss(inputs, labels, weights, context)
+    assert loss > expected + 0.1
+    assert (loss - report.values["mtp.loss"] - expected).abs() < 1e-12
     assert torch.equal(ours.eval().train_loss(inputs, labels, weights), expected)
 
 

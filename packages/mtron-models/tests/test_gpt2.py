@@ -14,8 +14,10 @@ from mtron_models import (
     build,
     config_from_dict,
     initialize,
+    key_of,
     num_parameters,
 )
+from mtron_models.layers.dropout import Dropout
 from mtron_models.layers.embedding import PositionedEmbedding
 
 CASES = {
@@ -150,6 +152,15 @@ def test_dropout_does_not_depend_on_the_split_of_the_batch(tokens):
         assert abs(changed - whole) > 1e-6, off
     model.eval()
     assert torch.equal(model(inputs), model(inputs, Context(random=RandomKey(0, 3, ids))))
+
+
+def test_every_branch_has_its_dropout():
+    model = build(GPT2Config(**SIZES, embd_pdrop=0.1, resid_pdrop=0.2, attn_pdrop=0.3))
+    found = {m.site: m.probability for m in model.modules() if isinstance(m, Dropout)}
+    branches = [f"layers.{index}.{part}" for index in range(3) for part in ("self_attn", "mlp")]
+    expected = {"embed": 0.1} | dict.fromkeys(branches, 0.2)
+    assert found == {key_of(f"dropout/{site}"): p for site, p in expected.items()}
+    assert {layer.self_attn.spec.dropout for layer in model.layers.values()} == {0.3}
 
 
 PUBLISHED = {

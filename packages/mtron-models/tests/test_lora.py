@@ -72,6 +72,25 @@ def test_an_adapter_adds_its_product_to_the_weight(make_model, tokens, tolerance
     torch.testing.assert_close(model(inputs), plain(inputs), **close)
 
 
+def test_every_linear_layer_of_every_family_can_be_adapted(
+    plain_decoder, family_model, tokens, tolerances
+):
+    """In some family a weight might be used without a call of its layer."""
+    model, plain = family_model(plain_decoder), family_model(plain_decoder)
+    add_lora(model.eval(), LoraConfig(target_modules="all-linear", r=2, lora_alpha=1))
+    inputs, _ = tokens(2, 9)
+    begun = model(inputs)
+    assert torch.equal(begun, plain.eval()(inputs))
+    disturb(model, 0.1)
+    adapted, names = model(inputs), set(adapter_parameters(model))
+    assert (adapted - begun).abs().max() > 1e-3
+    merge_lora(model)
+    close = {"rtol": tolerances.FP64_OP, "atol": 1e2 * tolerances.FP64_OP}
+    torch.testing.assert_close(model(inputs), adapted, **close)
+    table = model.layout()
+    assert {name for name in table if "lora_" in name} == names
+
+
 def test_adapters_begin_without_effect(make_model, tokens):
     model, plain = make_model(), make_model()
     add_lora(model, CONFIG)

@@ -1,6 +1,6 @@
 """Sizes, operations and cuts of a mixture of experts, as plain data. Imports no torch."""
 
-from mtron_models.layout import Layout, Shard, colwise, expert, rowwise, sequence
+from mtron_models.layout import Layout, Replicate, Shard, colwise, expert, rowwise
 from mtron_models.router_spec import RouterSpec
 
 
@@ -57,6 +57,9 @@ def moe_layout(
 ) -> Layout:
     """Return the part of a layout table for layers `mlp` that are mixtures of experts.
 
+    Such a layer balances and fills its experts row by row, so it sees whole rows also where the
+    layers around it hold parts of the sequence.
+
     Args:
         experts: the configuration's field that counts the experts.
         width: its field for the width of an expert.
@@ -64,7 +67,7 @@ def moe_layout(
         shared_gate: whether tokens weigh it.
     """
     table: Layout = {
-        "layers.*.mlp.router.*": sequence(),
+        "layers.*.mlp.router.*": Replicate(),
         "layers.*.mlp.experts.gate_proj": expert(of=experts, inner=Shard(1, of=width)),
         "layers.*.mlp.experts.up_proj": expert(of=experts, inner=Shard(1, of=width)),
         "layers.*.mlp.experts.down_proj": expert(of=experts, inner=Shard(2, of=width)),
@@ -74,5 +77,5 @@ def moe_layout(
         table["layers.*.mlp.shared_expert.up_proj.weight"] = colwise()
         table["layers.*.mlp.shared_expert.down_proj.weight"] = rowwise()
     if shared_gate:
-        table["layers.*.mlp.shared_expert_gate.weight"] = sequence()
+        table["layers.*.mlp.shared_expert_gate.weight"] = Replicate()
     return table

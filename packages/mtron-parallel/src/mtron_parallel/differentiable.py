@@ -58,6 +58,28 @@ class _ScatterSequence(torch.autograd.Function):
         return _join(gradients[0], ctx.group, ctx.length), None
 
 
+class _JoinSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group, length: int) -> Tensor:
+        ctx.group = group
+        return _join(x, group, length)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None, None]:
+        return _own_tokens(gradients[0], ctx.group), None, None
+
+
+class _DivideSequence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: Group) -> Tensor:
+        ctx.group, ctx.length = group, x.shape[1]
+        return _own_tokens(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple[Tensor, None]:
+        return _join(gradients[0], ctx.group, ctx.length), None
+
+
 def copy_to(x: Tensor, group: Group) -> Tensor:
     """Use `x`, the same on all ranks, in products with parts; gradients are summed."""
     return x if group.size == 1 else _Copy.apply(x, group)  # pyright: ignore[reportReturnType]
@@ -97,6 +119,44 @@ def scatter_sequence(x: Tensor, group: Group) -> Tensor:
     if group.size == 1:
         return x
     return _ScatterSequence.apply(x, group)  # pyright: ignore[reportReturnType]
+
+
+def join_sequence(x: Tensor, group: Group, length: int) -> Tensor:
+    """Join the ranks' tokens for what all ranks compute alike; gradients are split again.
+
+    Args:
+        x: `[batch, ceil(length / size), ...]`, this rank's tokens.
+        group: over whose ranks the sequence is split.
+        length: tokens of a row without padding.
+
+    Returns:
+        `[batch, length, ...]`.
+    """
+    if group.size == 1:
+        return x
+    return _JoinSequence.apply(x, group, length)  # pyright: ignore[reportReturnType]
+
+
+def divide_sequence(x: Tensor, group: Group) -> Tensor:
+    """Keep this rank's tokens of what all ranks have computed alike; gradients are joined.
+
+    Args:
+        x: `[batch, seq, ...]`, the same on all ranks.
+        group: over whose ranks the sequence is split.
+
+    Returns:
+        `[batch, ceil(seq / size), ...]`.
+    """
+    if group.size == 1:
+        return x
+    return _DivideSequence.apply(x, group)  # pyright: ignore[reportReturnType]
+
+
+def _own_tokens(x: Tensor, group: Group) -> Tensor:
+    missing = -x.shape[1] % group.size
+    if missing:
+        x = pad(x, (0, 0) * (x.dim() - 2) + (0, missing))
+    return x.unflatten(1, (group.size, -1))[:, group.rank].contiguous()
 
 
 def _join(x: Tensor, group: Group, length: int) -> Tensor:

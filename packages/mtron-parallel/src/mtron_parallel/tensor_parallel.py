@@ -8,13 +8,21 @@ sequence region Korthikanti et al., arXiv:2205.05198, section 4.2.2.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from mtron_parallel.collectives import Group
-from mtron_parallel.differentiable import copy_to, gather_sequence, scatter_sequence, sum_over
+from mtron_parallel.differentiable import (
+    copy_to,
+    divide_sequence,
+    gather_sequence,
+    join_sequence,
+    scatter_sequence,
+    sum_over,
+)
 from mtron_parallel.local import LocalParameter
 from mtron_parallel.vocabulary import attach_embedding, attach_head
 
@@ -77,6 +85,8 @@ def attach_tensor_parallelism(
     """Register the hooks of every module with a cut parameter.
 
     Layers inside a cut layer, such as those of an adapter, work between its hooks and need none.
+    A mixture of experts, which is recognized by its seam `dispatch`, balances and fills its
+    experts row by row; it and what is in it sees whole rows also where sequences are divided.
 
     Args:
         model: with the local parameters in place.
@@ -89,9 +99,16 @@ def attach_tensor_parallelism(
     """
     by_identity = {id(local.parameter): local for local in parameters.values()}
     head, ends, inside = getattr(model, "head", None), set[str](), set[nn.Module]()
+    sees_rows, whole_rows = set[nn.Module](), Region(region.group, split_sequence=False)
+    divided = region
     for name, module in model.named_modules():
         if module in inside:
             continue
+        if divided.split_sequence and hasattr(module, "dispatch"):
+            _attach_whole_rows(module, divided)
+            sees_rows |= set(module.modules())
+        region = whole_rows if module in sees_rows else divided
+        _count_heads(module, region)
         local = _cut_weight(name, module, by_identity)
         if local is None:
             continue
@@ -108,13 +125,43 @@ def attach_tensor_parallelism(
             ends.add("head")
         else:
             _attach_column(module, region)
-    if region.split_sequence and len(ends) < 2:
+    if divided.split_sequence and len(ends) < 2:
         found = f"only the {ends.pop()}" if ends else "neither"
         raise ValueError(
             "parallel.sequence_parallel: the sequence is divided after an embedding and joined "
             f"before a head that are cut over the vocabulary, but of {type(model).__name__} "
             f"{found} is cut, got true; use false, or let the layout cut both"
         )
+
+
+def _attach_whole_rows(module: nn.Module, region: Region) -> None:
+    """Let a module see whole rows, which all ranks compute alike."""
+
+    def join(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        del module
+        return join_sequence(inputs[0], region.group, region.length), *inputs[1:]
+
+    def divide(module: nn.Module, inputs: tuple[Any, ...], output: Tensor) -> Tensor:
+        del module, inputs
+        return divide_sequence(output, region.group)
+
+    module.register_forward_pre_hook(join)
+    module.register_forward_hook(divide)
+
+
+def _count_heads(module: nn.Module, region: Region) -> None:
+    """Tell a core that drops attention weights, by head, which heads of the model this rank has.
+
+    Args:
+        module: any; attention is recognized by its `spec` with `dropout`, its `core` and `q_proj`.
+        region: of the model.
+    """
+    spec, core = getattr(module, "spec", None), getattr(module, "core", None)
+    if region.group.size == 1 or core is None or not getattr(spec, "dropout", 0.0):
+        return
+    attention: Any = module
+    num_heads = len(attention.q_proj.weight) // attention.head_dim
+    attention.core = partial(core, first_head=region.group.rank * num_heads)
 
 
 def _cut_weight(

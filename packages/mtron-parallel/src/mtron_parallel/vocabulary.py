@@ -183,10 +183,10 @@ def vocabulary_cross_entropy(
 
 
 class _Rows(NamedTuple):
-    """The rows of the vocabulary that a rank has."""
+    """The rows of the vocabulary that a rank has: the first, how many, and how many there are."""
 
     first: int
-    count: int
+    held: int
     total: int
 
 
@@ -203,16 +203,16 @@ class _CrossEntropy(torch.autograd.Function):
         ctx: Any, logits: Tensor, labels: Tensor, group: Group, rows: _Rows, options: LossOptions
     ) -> Tensor:
         dtype = torch.promote_types(logits.dtype, torch.float32)
-        values = logits[:, : rows.count].to(dtype)
+        values = logits[:, : rows.held].to(dtype)
         largest = values.new_full((len(labels),), -torch.inf)
-        if rows.count:
+        if rows.held:
             largest = values.amax(dim=-1)
         largest = summed(largest, group, maximum=True)
         values = values - largest[:, None]
-        here = (labels >= rows.first) & (labels < rows.first + rows.count)
+        here = (labels >= rows.first) & (labels < rows.first + rows.held)
         own = (labels - rows.first).masked_fill(~here, 0)
         target = torch.zeros_like(largest)
-        if rows.count:
+        if rows.held:
             target = values.gather(1, own[:, None])[:, 0].masked_fill(~here, 0)
         if options.label_smoothing:
             spread = options.label_smoothing / rows.total

@@ -46,7 +46,7 @@ def micro_batch(
         for name, value in to_torch(arrays).items()
     }
     random = None
-    if step is not None and getattr(config.model, "hidden_dropout", 0.0):
+    if step is not None:  # families name their dropouts differently; without any it costs nothing
         random = RandomKey(seed=config.run.seed, step=step, sample_ids=tensors["sample_ids"])
     masked = config.data.mask_documents
     context = Context(

@@ -228,9 +228,8 @@ def _fill(model: nn.Module, adapted: dict[str, LoraLinear], seed: int) -> None:
     for name, linear in adapted.items():
         if linear.weight.is_meta:
             continue
-        for part in ("lora_A", "lora_B"):
-            whole = f"{name}.{part}.weight"
-            layer = linear.get_submodule(part).to_empty(device=linear.weight.device)
-            shape, dtype = layer.weight.shape, layer.weight.dtype
-            zeros = (0,) * len(shape)
-            layer.weight.copy_(initial_block(whole, rules[whole], seed, zeros, shape, shape, dtype))
+        for part, layer in (("lora_A", linear.lora_A), ("lora_B", linear.lora_B)):
+            weight = layer.to_empty(device=linear.weight.device).weight
+            whole, shape = f"{name}.{part}.weight", weight.shape
+            zeros, dtype = (0,) * len(shape), weight.dtype
+            weight.copy_(initial_block(whole, rules[whole], seed, zeros, shape, shape, dtype))

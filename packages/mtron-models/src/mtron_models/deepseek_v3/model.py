@@ -127,7 +127,8 @@ class DeepseekV3(CausalLM):
         """Return the sum of the tokens' losses, each times its weight: a scalar.
 
         While training with `mtp`, the loss of a place includes its predictions of further tokens,
-        each times its own factor. In evaluation it does not.
+        each times its own factor; their part of the sum is reported as `mtp.loss`. In evaluation
+        it does not.
 
         Args:
             inputs: as of `forward`.
@@ -141,12 +142,14 @@ class DeepseekV3(CausalLM):
         hidden_BSD = self.backbone(inputs, context)
         losses_BS = self.loss(hidden_BSD, labels_BS)
         if self.training and self.has("mtp"):
-            losses_BS = losses_BS + self._further_losses(hidden_BSD, labels_BS, context)
+            further_BS = self._further_losses(hidden_BSD, labels_BS, context)
+            context.report("mtp.loss", (further_BS * weights_BS).sum().detach())
+            losses_BS = losses_BS + further_BS
         return (losses_BS * weights_BS).sum()
 
     def _further_losses(self, hidden_BSD: Tensor, labels_BS: Tensor, context: Context) -> Tensor:
         """Return the losses of all further tokens at each place, times their factors."""
-        further = self.mtp.labels(context)
+        further = self.mtp.labels_of(context)
         next_tokens = [labels_BS, *further.labels.unbind(-1)]
         table = self.rotary(hidden_BSD, context.positions)
         states = self.mtp(hidden_BSD, next_tokens[:-1], table, context)

@@ -63,7 +63,7 @@ class MultiTokenPrediction(nn.Module):
         self.embed = embed
         self.layers = nn.ModuleDict({str(index): layer for index, layer in enumerate(layers)})
 
-    def labels(self, context: Context) -> FurtherLabels:
+    def labels_of(self, context: Context) -> FurtherLabels:
         """Return the labels that these layers train on.
 
         Raises:

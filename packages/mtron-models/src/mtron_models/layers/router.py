@@ -49,6 +49,9 @@ class Router(nn.Module):
         site: name of this place in the model, in the manner of parameter names.
     """
 
+    bias: nn.Parameter | None
+    load: nn.Parameter | None
+
     def __init__(self, hidden_size: int, spec: RouterSpec, site: str) -> None:
         super().__init__()
         self.spec = spec
@@ -136,7 +139,7 @@ class Router(nn.Module):
         counts = counts_E.to(torch.float64)
         if self.bias is not None and self.spec.bias_update_rate:
             direction = (counts.mean() - counts).sign()
-            self.bias += (self.spec.bias_update_rate * direction).to(self.bias.dtype)
+            self.bias.add_((self.spec.bias_update_rate * direction).to(self.bias.dtype))
         if self.load is not None:
             self.load.copy_(counts / counts.sum())
 

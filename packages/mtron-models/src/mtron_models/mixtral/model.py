@@ -51,7 +51,8 @@ class Mixtral(Llama):
 
         Experts start as feed-forward layers of their own would, routers as other matrices.
         """
-        config: SparseDecoderConfig = self.config
+        config = self.config
+        assert isinstance(config, SparseDecoderConfig)
         std = config.initializer_range
         branch_std = std / (2 * config.num_hidden_layers) ** 0.5
         return moe_init_rules(std, branch_std, config.router_spec()) | super().init_rules()

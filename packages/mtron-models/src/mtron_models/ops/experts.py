@@ -44,9 +44,9 @@ class _Spread(torch.autograd.Function):
         return x_TD.index_select(0, token_R)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (row_TK,) = ctx.saved_tensors
-        return _summed(gradient, row_TK), None, None
+        return _summed(gradients[0], row_TK), None, None
 
 
 class _Sum(torch.autograd.Function):
@@ -56,9 +56,9 @@ class _Sum(torch.autograd.Function):
         return _summed(y_RD, row_TK)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
         (token_R,) = ctx.saved_tensors
-        return gradient.index_select(0, token_R), None, None
+        return gradients[0].index_select(0, token_R), None, None
 
 
 def _summed(y_RD: Tensor, row_TK: Tensor) -> Tensor:

@@ -135,6 +135,6 @@ class _Attached(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         (loss,) = ctx.saved_tensors
-        return gradient, torch.ones_like(loss)
+        return gradients[0], torch.ones_like(loss)

@@ -43,6 +43,8 @@ class AdapterNames:
         """
         module, half = split_half(ours)
         weight = f"{module}.weight" if half else ours
+        if half and module.partition(".")[0] == "embed":
+            raise ValueError(f"{ours}: only linear modules can have adapters, and {module} is none")
         if weight not in self.tensors.ours:
             raise ValueError(f"{ours}: the model has no matrix {weight} of its own")
         fused = self.tensors.theirs_of(weight)

@@ -166,7 +166,7 @@ class _Published:
 
     def from_hf(self, hf: Mapping[str, Any]) -> Config:
         """Return nothing; refuse what cannot be honoured."""
-        width = hf.get("qk_nope_head_dim", 128) + hf.get("qk_rope_head_dim", 64)
+        width = (hf.get("qk_nope_head_dim") or 128) + (hf.get("qk_rope_head_dim") or 64)
         honoured = (width, 1, 1, "sigmoid", True, "noaux_tc")
         for name, value in zip(self.theirs, honoured, strict=True):
             if hf.get(name, value) != value:
