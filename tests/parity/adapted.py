@@ -1,5 +1,6 @@
-"""A model with adapters, trained for a step on the ranks of a pool or on none."""
+"""A model with adapters and a smoothed loss, trained for a step on a pool's ranks or on none."""
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from mtron_models import (
     adapter_parameters,
     add_lora,
     build,
+    cross_entropy,
     initial_values,
 )
 from mtron_parallel import Block, Mesh, MicroBatch, ParallelConfig, parallelize
@@ -39,6 +41,7 @@ def adapted_step(parallel: dict[str, Any]) -> Report:
     mesh = Mesh.over(config, "cpu") if job.world_size > 1 else Mesh(torch.device("cpu"))
     plain = build(CONFIG, dtype=torch.float64)
     add_lora(plain, ADAPTERS)
+    plain.head_loss.op = partial(cross_entropy, label_smoothing=0.1, z_loss=0.01)
     trained, draw = set(adapter_parameters(plain)), initial_values(plain, seed=0)
     model = parallelize(plain, mesh, plain.layout())
 

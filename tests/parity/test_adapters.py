@@ -1,4 +1,4 @@
-"""Adapters give on every layout what they give in one process."""
+"""Adapters and options of the loss give on every layout what they give in one process."""
 
 import pytest
 from adapted import adapted_step

@@ -38,6 +38,11 @@ FAMILIES = {
     "gemma2": {**SIZES, "head_dim": 8, "sliding_window": 5},
     "gemma3_text": {**SIZES, "head_dim": 8, "sliding_window": 5},
     "gpt2": {"vocab_size": 517, "n_positions": 64, "n_embd": 48, "n_layer": 2, "n_head": 6},
+    "bert": {
+        **{name: SIZES[name] for name in SIZES if name != "num_key_value_heads"},
+        "heads": ["masked_lm"],
+        "attention_probs_dropout_prob": 0.1,
+    },
     "mixtral": {**SIZES, "num_local_experts": 4, **EXPERTS},
     "qwen3_moe": {**SIZES, "moe_intermediate_size": 24, "num_experts": 4, **EXPERTS},
 }
@@ -45,8 +50,8 @@ FAMILY_LAYOUTS = [
     (family, layout)
     for family in FAMILIES
     for layout in ("tp2", "tp2-sp", "tp2-dp2-zero2")
-    # GPT-2 drops attention weights, for which it must know the places of all tokens.
-    if (family, layout) != ("gpt2", "tp2-sp")
+    # These drop attention weights, for which they must know the places of all tokens.
+    if not (family in ("gpt2", "bert") and layout == "tp2-sp")
 ]
 STEPS = 8
 """Of the small model; the example takes 20."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import model_families
+import models_moe
 from machine import describe, measure_peak
 from rich.console import Console
 
@@ -59,8 +60,6 @@ def main() -> None:
                 options.families, options.rounds, options.quick, peak, console
             )
         else:
-            import models_moe
-
             outcome = models_moe.run(options.quick, peak, console)
         for check in outcome.checks:
             console.print(str(check), markup=False, soft_wrap=True)

@@ -29,7 +29,7 @@ FORWARD, BOTH = "forward", "forward + backward"
 ROUNDS = 9
 TIMES_AS_FAST, SHARE_OF_PEAK = 1.5, 0.8
 """One of them is required of forward and backward together."""
-MOST_COPIED_BYTES = 4e9
+MOST_COPIED_BYTES = 5e8
 """`batched_mm` copies the weights of an expert for every row; beyond this it is left out."""
 
 

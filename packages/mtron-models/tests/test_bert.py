@@ -187,7 +187,8 @@ def test_flops_are_those_that_torch_counts(heads, family_config):
 
 def test_hugging_faces_architecture_says_the_heads():
     values = {"model_type": "bert", "architectures": ["BertForSequenceClassification"],
-              "id2label": {"0": "a", "1": "b", "2": "c"}, "is_decoder": False}  # fmt: skip
+              "id2label": {"0": "a", "1": "b", "2": "c"}, "is_decoder": False,
+              "chunk_size_feed_forward": 2}  # fmt: skip
     config = config_from_dict(values)
     assert config.heads == ("pooler", "classifier")
     assert config.num_labels == 3

@@ -41,7 +41,7 @@ DOCUMENTS = [0, 5, 20, 32]
 @pytest.mark.parametrize(
     ("backend", "documents"),
     [
-        ("aot_eager", None),
+        pytest.param("aot_eager", None, marks=pytest.mark.slow),
         ("aot_eager", DOCUMENTS),
         ("inductor", None),
         pytest.param("inductor", DOCUMENTS, marks=pytest.mark.slow),

@@ -7,9 +7,13 @@ import mtron_models
 
 TORCH_FREE = [
     "mtron_models",
+    "mtron_models.adapters",
+    "mtron_models.adapters.config",
+    "mtron_models.adapters.rules",
     "mtron_models.config",
     "mtron_models.counts",
     "mtron_models.layout",
+    "mtron_models.published",
     "mtron_models.registry",
     "mtron_models.llama",
     "mtron_models.llama.config",

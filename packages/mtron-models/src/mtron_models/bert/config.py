@@ -23,12 +23,15 @@ ARCHITECTURES: dict[str, tuple[Head, ...]] = {
 """The classes of Hugging Face that a model here can be, and the heads that each one has."""
 
 
+_WITHOUT_EFFECT = "chunk_size_feed_forward"
+"""A key that says how many tokens a library works on at once."""
+
+
 class BertConfig(ModelConfig, frozen=True):
     """BERT (arXiv:1810.04805): post-norm layers, learned positions, segments, GELU, biases."""
 
     honoured: ClassVar[dict[str, Any]] = {
         "add_cross_attention": False,
-        "chunk_size_feed_forward": 0,
         "is_decoder": False,
         "is_encoder_decoder": False,
         "position_embedding_type": "absolute",
@@ -91,7 +94,7 @@ class BertConfig(ModelConfig, frozen=True):
         Raises:
             ValueError: the architecture is not one of `ARCHITECTURES`.
         """
-        ours = dict(values)
+        ours = {name: value for name, value in values.items() if name != _WITHOUT_EFFECT}
         architectures = ours.get("architectures")
         if architectures and "heads" not in ours:
             if list(architectures)[1:] or architectures[0] not in ARCHITECTURES:

@@ -11,6 +11,10 @@ from mtron_models.llama.layout import layout
 from mtron_models.windows import SLIDING, layer_types_problems, window_layers
 
 
+def _usual_window(values: dict[str, Any]) -> int | None:
+    return 4096 if values["use_sliding_window"] else None
+
+
 class PlainDecoderConfig(DecoderConfig, frozen=True):
     """A plain decoder: pre-norm RMSNorm, rotary positions, grouped-query attention, SwiGLU."""
 
@@ -121,8 +125,9 @@ class WindowedConfig(PlainDecoderConfig, frozen=True):
     """Longest sequence, in tokens, that the model is meant for."""
     use_sliding_window: bool = False
     """Whether some layers see a window only."""
-    sliding_window: int | None = Field(default=None, ge=1)
-    """How many tokens one attends to in these layers, itself included."""
+    sliding_window: int | None = Field(default_factory=_usual_window, ge=1)
+    """How many tokens one attends to in these layers, itself included. Default: 4096 where
+    use_sliding_window is true."""
     max_window_layers: int = Field(default=28, ge=0)
     """Layers from this index on see the window, where `layer_types` does not say."""
     layer_types: tuple[str, ...] | None = None

@@ -220,7 +220,7 @@ BERT = Family(
         translations=(Labels(), AbsolutePositions()),
         token_ids={"bos_token_id": None, "eos_token_id": None, "pad_token_id": 0},
         only={"add_cross_attention": False, "is_decoder": False},
-        no_effect=frozenset({"problem_type"}),
+        no_effect=frozenset({"chunk_size_feed_forward", "problem_type"}),
         checks=(_check_heads,),
     ),
     architectures=(
