@@ -6,7 +6,6 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from pathlib import Path
 
 import pytest
 import torch

@@ -37,6 +37,7 @@ class Whole:
     """Says that a parameter is not cut, as `Replicate` of mtron-models does."""
 
     sequence: bool = False
+    heads: bool = False
 
 
 def main() -> None:

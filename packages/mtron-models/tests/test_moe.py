@@ -123,17 +123,19 @@ def test_the_kernels_of_a_gpu_compute_the_same(tolerances):
         pytest.skip("torch has no grouped product")
     torch.manual_seed(0)
     stacks = [torch.randn(4, 12, 8), torch.randn(4, 12, 8), torch.randn(4, 8, 12)]
-    inputs = [torch.randn(10, 8), torch.rand(10), *stacks]
-    counts, direction = torch.tensor([3, 0, 4, 1]), torch.randn(10, 8)
+    inputs = [torch.randn(6, 8), torch.rand(10), *stacks]
+    token = torch.tensor([0, 1, 3, 0, 1, 2, 4, 3, 4, 0])
+    counts, direction = torch.tensor([3, 0, 4, 1]), torch.randn(6, 8)
     results = []
     for op in (ops.expert_mlp, _by_grouped_products):
         x, weights, *leaves = [t.clone().requires_grad_() for t in inputs]
-        y = op(x, weights, counts, *leaves)
+        y = op(x, token, weights, counts, *leaves)
         results.append([y, *torch.autograd.grad((y * direction).sum(), (x, weights, *leaves))])
     limit = tolerances.FP32_OP * 10
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=limit, atol=limit)
-    assert torch.equal(results[0][0][8:], torch.zeros(2, 8))
+    assert torch.equal(results[0][0][5], torch.zeros(8))
+    assert torch.equal(results[0][2][8:], torch.zeros(2))
 
 
 def test_sixteen_bits_are_near(tolerances):
@@ -181,8 +183,8 @@ def test_the_dispatch_is_replaceable():
 
     def twice(x_TD, routing):
         seen.append(routing)
-        grouped = dispatch(x_TD, routing)
-        return grouped._replace(combine=lambda y: 2 * grouped.combine(y))
+        sent = dispatch(x_TD, routing)
+        return sent._replace(combine=lambda y: 2 * sent.combine(y))
 
     expected = 2 * layer(x, Context())
     dispatch, layer.dispatch = layer.dispatch, twice

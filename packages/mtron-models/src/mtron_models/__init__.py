@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mtron_models.adapters.lora import merge_lora as merge_lora
     from mtron_models.adapters.lora import remove_lora as remove_lora
     from mtron_models.adapters.lora import unmerge_lora as unmerge_lora
+    from mtron_models.attention_spec import AttentionSpec as AttentionSpec
     from mtron_models.bert.config import BertConfig as BertConfig
     from mtron_models.config import ModelConfig as ModelConfig
     from mtron_models.config import config_from_dict as config_from_dict
@@ -32,11 +33,15 @@ if TYPE_CHECKING:
     from mtron_models.init import initial_values as initial_values
     from mtron_models.init import initialize as initialize
     from mtron_models.layers.latent_attention import absorb as absorb
+    from mtron_models.layers.moe import MoE as MoE
     from mtron_models.layers.router import update_routers as update_routers
     from mtron_models.layout import Layout as Layout
     from mtron_models.layout import Replicate as Replicate
     from mtron_models.layout import Shard as Shard
     from mtron_models.llama.config import LlamaConfig as LlamaConfig
+    from mtron_models.llama.config import MistralConfig as MistralConfig
+    from mtron_models.llama.config import Qwen2Config as Qwen2Config
+    from mtron_models.llama.config import Qwen3Config as Qwen3Config
     from mtron_models.losses import cross_entropy as cross_entropy
     from mtron_models.losses import masked_lm as masked_lm
     from mtron_models.mixtral.config import MixtralConfig as MixtralConfig
@@ -49,11 +54,16 @@ if TYPE_CHECKING:
     from mtron_models.random import normal as normal
     from mtron_models.random import philox as philox
     from mtron_models.random import uniform as uniform
+    from mtron_models.rope import RopeScaling as RopeScaling
+    from mtron_models.router_spec import Capacity as Capacity
+    from mtron_models.router_spec import RouterSpec as RouterSpec
     from mtron_models.t5.config import T5Config as T5Config
     from mtron_models.upcycling import upcycle as upcycle
 
 __all__ = [
+    "AttentionSpec",
     "BertConfig",
+    "Capacity",
     "Constant",
     "Context",
     "DeepseekV3Config",
@@ -65,13 +75,19 @@ __all__ = [
     "Layout",
     "LlamaConfig",
     "LoraConfig",
+    "MistralConfig",
     "MixtralConfig",
+    "MoE",
     "ModelConfig",
     "Normal",
+    "Qwen2Config",
+    "Qwen3Config",
     "Qwen3MoeConfig",
     "RandomKey",
     "Replicate",
     "Report",
+    "RopeScaling",
+    "RouterSpec",
     "Shard",
     "T5Config",
     "absorb",
@@ -102,7 +118,9 @@ __all__ = [
     "update_routers",
 ]
 _MODULES = {
+    "AttentionSpec": "mtron_models.attention_spec",
     "BertConfig": "mtron_models.bert.config",
+    "Capacity": "mtron_models.router_spec",
     "Constant": "mtron_models.init",
     "Context": "mtron_models.context",
     "DeepseekV3Config": "mtron_models.deepseek_v3.config",
@@ -114,13 +132,19 @@ _MODULES = {
     "Layout": "mtron_models.layout",
     "LlamaConfig": "mtron_models.llama.config",
     "LoraConfig": "mtron_models.adapters.config",
+    "MistralConfig": "mtron_models.llama.config",
     "MixtralConfig": "mtron_models.mixtral.config",
+    "MoE": "mtron_models.layers.moe",
     "ModelConfig": "mtron_models.config",
     "Normal": "mtron_models.init",
+    "Qwen2Config": "mtron_models.llama.config",
+    "Qwen3Config": "mtron_models.llama.config",
     "Qwen3MoeConfig": "mtron_models.mixtral.config",
     "RandomKey": "mtron_models.context",
     "Replicate": "mtron_models.layout",
     "Report": "mtron_models.context",
+    "RopeScaling": "mtron_models.rope",
+    "RouterSpec": "mtron_models.router_spec",
     "Shard": "mtron_models.layout",
     "T5Config": "mtron_models.t5.config",
     "absorb": "mtron_models.layers.latent_attention",

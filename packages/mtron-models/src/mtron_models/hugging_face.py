@@ -74,8 +74,9 @@ def translated(
         and (value is not None or name in optional)
     }
     for name in _TOKEN_IDS:
-        if isinstance(kept.get(name), list):
-            kept[name] = next(iter(kept[name]), None)
+        ids = kept.get(name)
+        if isinstance(ids, list):
+            kept[name] = ids[0] if ids else None
     try:
         kept |= _rope(kept)
     except ValueError as error:
@@ -115,10 +116,11 @@ def _rope(values: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("rope_theta", "partial_rotary_factor"):
         if isinstance(found.get(name), int) and not isinstance(found[name], bool):
             found[name] = float(found[name])
-    if isinstance(found.get("rope_scaling"), dict):
+    scaling = found.get("rope_scaling")
+    if isinstance(scaling, dict):
         found["rope_scaling"] = {
             name: float(value) if _is_whole(name, value) else value
-            for name, value in found["rope_scaling"].items()
+            for name, value in scaling.items()
             if value is not None
         }
     return found

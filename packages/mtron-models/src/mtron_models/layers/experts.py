@@ -24,16 +24,17 @@ class Experts(nn.Module):
         self.down_proj = nn.Parameter(torch.empty(num_experts, hidden_size, intermediate_size))
         self.op = ops.expert_mlp
 
-    def forward(self, x_RD: Tensor, weights_R: Tensor, counts_E: Tensor) -> Tensor:
-        """Transform every row by its expert, and multiply by its weight.
+    def forward(self, x_ND: Tensor, token_R: Tensor, weights_R: Tensor, counts_E: Tensor) -> Tensor:
+        """Return for every token the weighted sum of what its experts make of it.
 
         Args:
-            x_RD: rows sorted by expert, `[rows, hidden]`.
-            weights_R: factor of each row's result.
-            counts_E: rows of each expert, int64; rows beyond their sum belong to none.
+            x_ND: tokens, `[tokens, hidden]`.
+            token_R: the token of each choice, those of the first expert first, int64.
+            weights_R: factor of each choice.
+            counts_E: choices of each expert, int64; those beyond their sum belong to none.
 
         Returns:
-            `[rows, hidden]`; 0 in rows that belong to no expert.
+            `[tokens, hidden]`.
         """
         stacks = (self.gate_proj, self.up_proj, self.down_proj)
-        return self.op(x_RD, weights_R, counts_E, *stacks)
+        return self.op(x_ND, token_R, weights_R, counts_E, *stacks)

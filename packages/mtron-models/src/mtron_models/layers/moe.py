@@ -1,7 +1,7 @@
 """A mixture of experts in place of a feed-forward layer.
 
-Shape suffixes: B batch, S sequence, D hidden, T tokens (B * S), R rows sorted by expert, E experts,
-K experts per token.
+Shape suffixes: B batch, S sequence, D hidden, T tokens (B * S), N tokens of the experts that are here,
+R choices sorted by expert, E experts, K experts per token.
 """
 
 from collections.abc import Callable
@@ -20,18 +20,20 @@ from mtron_models.layers.router import Router, Routing
 from mtron_models.router_spec import RouterSpec
 
 
-class Grouped(NamedTuple):
-    """Tokens as their experts take them, and the way back.
+class Dispatched(NamedTuple):
+    """Tokens and which experts they go to, and the way back.
 
     Attributes:
-        rows: tokens `[R, D]`, those of the first expert first; what is beyond all counts belongs
-            to no expert.
-        weights: factor of what the expert makes of each row, `[R]`.
-        counts: rows of each expert, int64 `[E]`.
-        combine: from the experts' outputs `[R, D]` to the sum for every token, `[T, D]`.
+        x: tokens of the experts that are here, `[N, D]`.
+        token: the token of each choice, those of the first expert first, int64 `[R]`.
+        weights: factor of what the expert makes of each choice, `[R]`.
+        counts: choices of each expert, int64 `[E]`; those beyond their sum belong to none.
+        combine: from the sums over the experts that are here, `[N, D]`, to the sums over all
+            experts of the tokens that were given, `[T, D]`.
     """
 
-    rows: Tensor
+    x: Tensor
+    token: Tensor
     weights: Tensor
     counts: Tensor
     combine: Callable[[Tensor], Tensor]
@@ -41,7 +43,7 @@ class MoE(nn.Module):
     """Each token goes to a few of many experts; what they make of it is summed, by weight.
 
     `dispatch(x_TD, routing)` is the seam at which expert parallelism attaches: it returns the
-    tokens of the experts that are here, `Grouped`. The default takes the tokens that are here.
+    tokens of the experts that are here, `Dispatched`. By default all tokens and experts are here.
 
     Args:
         hidden_size: width of the residual stream.
@@ -67,7 +69,7 @@ class MoE(nn.Module):
         self.experts = Experts(spec.num_experts, hidden_size, intermediate_size)
         self.shared_expert = GatedMLP(hidden_size, shared_size) if shared_size else None
         self.shared_expert_gate = nn.Linear(hidden_size, 1, bias=False) if shared_gate else None
-        self.dispatch: Callable[[Tensor, Routing], Grouped] = group_by_expert
+        self.dispatch: Callable[[Tensor, Routing], Dispatched] = dispatch_locally
 
     def forward(self, x_BSD: Tensor, context: Context) -> Tensor:
         """Transform every token by its experts.
@@ -80,9 +82,9 @@ class MoE(nn.Module):
             `[batch, seq, hidden]`.
         """
         routing, loss = self.router(x_BSD, context)
-        grouped = self.dispatch(x_BSD.flatten(0, 1), routing)
-        y_RD = self.experts(grouped.rows, grouped.weights, grouped.counts)
-        y_BSD = grouped.combine(y_RD).view_as(x_BSD)
+        x_ND, token_R, weights_R, counts_E, combine = self.dispatch(x_BSD.flatten(0, 1), routing)
+        y_ND = self.experts(x_ND, token_R, weights_R, counts_E)
+        y_BSD = combine(y_ND).view_as(x_BSD)
         if self.shared_expert is not None:
             y_BSD = y_BSD + self._shared(self.shared_expert, x_BSD)
         if loss is not None:
@@ -96,46 +98,41 @@ class MoE(nn.Module):
         return self.shared_expert_gate(x_BSD).sigmoid() * expert(x_BSD)
 
 
-def group_by_expert(x_TD: Tensor, routing: Routing) -> Grouped:
-    """Sort the choices of the tokens that are here by their expert.
+def dispatch_locally(x_TD: Tensor, routing: Routing) -> Dispatched:
+    """Sort the choices of the tokens by their expert.
 
     Args:
         x_TD: tokens.
         routing: where they go.
     """
     if routing.slots is not None:
-        return _group_in_slots(x_TD, routing)
+        return _dispatch_to_slots(x_TD, routing)
     experts_TK = routing.experts
-    order_R = experts_TK.flatten().argsort(stable=True)
-    row_TK = torch.empty_like(experts_TK)
-    row_TK.view(-1)[order_R] = torch.arange(len(order_R), device=order_R.device)
-    token_R = order_R // experts_TK.shape[1]
+    choice_R = experts_TK.flatten().argsort(stable=True)
     # Choices that were turned away are counted last, for an expert that does not exist.
     counts_E = ops.count_experts(experts_TK[None], routing.num_experts + 1)[0, :-1]
-    x_RD = ops.spread_tokens(x_TD, token_R, row_TK)
-    weights_R = routing.weights.flatten()[order_R]
-    return Grouped(x_RD, weights_R, counts_E, lambda y_RD: ops.sum_rows(y_RD, token_R, row_TK))
+    weights_R = routing.weights.flatten().gather(0, choice_R)
+    return Dispatched(x_TD, choice_R // experts_TK.shape[1], weights_R, counts_E, _as_it_is)
 
 
-def _group_in_slots(x_TD: Tensor, routing: Routing) -> Grouped:
-    """Give every expert equally many rows; those that no token takes are zero."""
+def _dispatch_to_slots(x_TD: Tensor, routing: Routing) -> Dispatched:
+    """Give every expert equally many choices, some of which are no token's and weigh nothing."""
     slots_TK, size = routing.slots, routing.slots_per_expert
     assert slots_TK is not None
-    rows, choices = routing.num_experts * size, slots_TK.numel()
+    total, choices = routing.num_experts * size, slots_TK.numel()
     is_taken_TK = routing.experts < routing.num_experts
-    row_TK = torch.where(is_taken_TK, routing.experts * size + slots_TK, rows)
-    # One more token, choice and row, all zero, stand for what is not there.
-    choice_R = torch.full((rows + 1,), choices, device=x_TD.device)
-    choice_R[row_TK.flatten()] = torch.arange(choices, device=x_TD.device)
+    place_TK = torch.where(is_taken_TK, routing.experts * size + slots_TK, total)
+    choice_R = torch.full((total + 1,), choices, device=x_TD.device)  # the last: turned away
+    choice_R[place_TK.flatten()] = torch.arange(choices, device=x_TD.device)
     choice_R = choice_R[:-1]
-    x_RD = F.pad(x_TD, (0, 0, 0, 1))[choice_R // slots_TK.shape[1]]
-    weights_R = F.pad(routing.weights.flatten(), (0, 1))[choice_R]
+    token_R = torch.where(choice_R < choices, choice_R // slots_TK.shape[1], 0)
+    weights_R = F.pad(routing.weights.flatten(), (0, 1)).gather(0, choice_R)
     counts_E = torch.full((routing.num_experts,), size, device=x_TD.device)
+    return Dispatched(x_TD, token_R, weights_R, counts_E, _as_it_is)
 
-    def combine(y_RD: Tensor) -> Tensor:
-        return F.pad(y_RD, (0, 0, 0, 1))[row_TK].sum(dim=1)
 
-    return Grouped(x_RD, weights_R, counts_E, combine)
+def _as_it_is(y_ND: Tensor) -> Tensor:
+    return y_ND
 
 
 def moe_init_rules(std: float, branch_std: float, spec: RouterSpec) -> dict[str, Rule]:

@@ -12,7 +12,7 @@ from mtron_models.ops.activations import geglu, gelu, gelu_tanh, relu, swiglu
 from mtron_models.ops.attention import attention, attention_mask, document_of, same_document
 from mtron_models.ops.cross_attention import cross_attention
 from mtron_models.ops.dropout import keyed_dropout, keyed_weight_dropout
-from mtron_models.ops.experts import expert_mlp, spread_tokens, sum_rows
+from mtron_models.ops.experts import expert_mlp
 from mtron_models.ops.norms import layer_norm, rms_norm, unit_offset_rms_norm
 from mtron_models.ops.numbers import at_least_fp32
 from mtron_models.ops.relative_position import relative_buckets
@@ -50,8 +50,6 @@ __all__ = [
     "rotary_interleaved",
     "rotary_table",
     "same_document",
-    "spread_tokens",
-    "sum_rows",
     "swiglu",
     "unit_offset_rms_norm",
 ]

@@ -1,7 +1,7 @@
-"""Feed-forward layers of many experts, each on its own rows.
+"""Feed-forward layers of many experts, each on its own tokens.
 
-Shape suffixes: T tokens, K experts per token, R rows sorted by expert, D hidden, E experts,
-I width of an expert.
+Shape suffixes: N tokens that are here, R choices sorted by expert, D hidden, E experts, I width of
+an expert.
 """
 
 from collections.abc import Iterator
@@ -12,98 +12,63 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-
-def spread_tokens(x_TD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
-    """Return the token of every row, `[R, D]`.
-
-    Args:
-        x_TD: tokens.
-        token_R: token of each row, int64.
-        row_TK: the rows of each token, int64; every row stands there once.
-    """
-    return _Spread.apply(x_TD, token_R, row_TK)
-
-
-def sum_rows(y_RD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
-    """Return the sum of every token's rows, `[T, D]`: the adjoint of `spread_tokens`.
-
-    Args:
-        y_RD: rows.
-        token_R: as of `spread_tokens`.
-        row_TK: as of `spread_tokens`.
-    """
-    return _Sum.apply(y_RD, token_R, row_TK)
-
-
-class _Spread(torch.autograd.Function):
-    """Autograd's own backward would add row by row, and could not know that each occurs once."""
-
-    @staticmethod
-    def forward(ctx: Any, x_TD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(row_TK)
-        return x_TD.index_select(0, token_R)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (row_TK,) = ctx.saved_tensors
-        return _summed(gradients[0], row_TK), None, None
-
-
-class _Sum(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, y_RD: Tensor, token_R: Tensor, row_TK: Tensor) -> Tensor:
-        ctx.save_for_backward(token_R)
-        return _summed(y_RD, row_TK)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        (token_R,) = ctx.saved_tensors
-        return gradients[0].index_select(0, token_R), None, None
-
-
-def _summed(y_RD: Tensor, row_TK: Tensor) -> Tensor:
-    """Return `y_RD[row_TK].sum(1)` without making `[T, K, D]`."""
-    return F.embedding_bag(row_TK, y_RD, mode="sum")
+from mtron_models.ops.numbers import at_least_fp32
 
 
 def expert_mlp(
-    x_RD: Tensor, weights_R: Tensor, counts_E: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    x_ND: Tensor,
+    token_R: Tensor,
+    weights_R: Tensor,
+    counts_E: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
 ) -> Tensor:
-    """Return `weight * down(silu(gate(x)) * up(x))` of every row by its expert.
+    """Return for every token the sum of `weight * down(silu(gate(x)) * up(x))` of its experts.
 
     Args:
-        x_RD: rows, those of the first expert first.
-        weights_R: factor of each row.
-        counts_E: rows of each expert, int64; rows beyond their sum belong to none.
+        x_ND: tokens.
+        token_R: the token of each choice, those of the first expert first, int64.
+        weights_R: factor of each choice.
+        counts_E: choices of each expert, int64; those beyond their sum belong to none, and add
+            nothing.
         gate: `[E, I, D]`.
         up: `[E, I, D]`.
         down: `[E, D, I]`.
 
     Returns:
-        `[R, D]`; 0 in rows that belong to no expert.
+        `[N, D]`; 0 for tokens without an expert.
     """
-    if x_RD.is_cuda and x_RD.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
-        return _by_grouped_products(x_RD, weights_R, counts_E, gate, up, down)
+    if x_ND.is_cuda and x_ND.dtype == torch.bfloat16 and hasattr(F, "grouped_mm"):
+        return _by_grouped_products(x_ND, token_R, weights_R, counts_E, gate, up, down)
     keep = torch.is_grad_enabled()
-    return _expert_mlp(x_RD, weights_R, counts_E, gate, up, down, keep)[0]
+    return _expert_mlp(x_ND, token_R, weights_R, counts_E, gate, up, down, keep)[0]
 
 
 def _by_grouped_products(
-    x_RD: Tensor, weights_R: Tensor, counts_E: Tensor, gate: Tensor, up: Tensor, down: Tensor
+    x_ND: Tensor,
+    token_R: Tensor,
+    weights_R: Tensor,
+    counts_E: Tensor,
+    gate: Tensor,
+    up: Tensor,
+    down: Tensor,
 ) -> Tensor:
     """Three products for all experts at once: one kernel each, and no size is read back."""
     ends_E = counts_E.cumsum(0).to(torch.int32)
-    # Rows of no expert are left as they were found, in both directions: hence the two masks.
-    is_used = (torch.arange(len(x_RD), device=x_RD.device) < ends_E[-1])[:, None]
-    x_RD = torch.where(is_used, x_RD, 0)
+    # Rows of no expert are left as they were found, in both directions: hence the masks.
+    is_used = (torch.arange(len(token_R), device=x_ND.device) < ends_E[-1])[:, None]
+    x_RD = torch.where(is_used, x_ND[token_R], 0)
     inner = F.silu(F.grouped_mm(x_RD, gate.mT, offs=ends_E))
     inner = inner * F.grouped_mm(x_RD, up.mT, offs=ends_E)
     inner = torch.where(is_used, inner * weights_R[:, None].to(inner.dtype), 0)
-    return torch.where(is_used, F.grouped_mm(inner, down.mT, offs=ends_E), 0)
+    y_RD = torch.where(is_used, F.grouped_mm(inner, down.mT, offs=ends_E), 0)
+    total = x_ND.new_zeros(x_ND.shape, dtype=at_least_fp32(x_ND.dtype))
+    return total.index_add(0, token_R, y_RD.to(total.dtype)).to(x_ND.dtype)
 
 
-def _rows(counts_E: Tensor) -> Iterator[tuple[int, slice]]:
-    """Yield every expert and its rows."""
+def _experts(counts_E: Tensor) -> Iterator[tuple[int, slice]]:
+    """Yield every expert and its choices."""
     begin = 0
     for expert, count in enumerate(counts_E.tolist()):
         yield expert, slice(begin, begin + count)
@@ -112,7 +77,8 @@ def _rows(counts_E: Tensor) -> Iterator[tuple[int, slice]]:
 
 @torch.library.custom_op("mtron::expert_mlp", mutates_args=())
 def _expert_mlp(
-    x_RD: Tensor,
+    x_ND: Tensor,
+    token_R: Tensor,
     weights_R: Tensor,
     counts_E: Tensor,
     gate: Tensor,
@@ -120,30 +86,31 @@ def _expert_mlp(
     down: Tensor,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the rows' results and, if `keep`, their gates and ups for the backward.
+    """Return the tokens' sums and, if `keep`, all gates and ups for the backward.
 
-    One expert after the other, so that what lies between its products stays in the cache. An op of
-    its own, because a compiler cannot follow sizes that depend on the data.
+    One expert after the other, so that its tokens and what lies between its products stay in the
+    cache, and never exist for all choices. An op of its own, because a compiler cannot follow
+    sizes that depend on the data.
     """
     width = gate.shape[1] if keep else 0
-    gates, ups = x_RD.new_empty(len(x_RD), width), x_RD.new_empty(len(x_RD), width)
-    y_RD = torch.empty_like(x_RD)
-    end = 0
-    for expert, rows in _rows(counts_E):
-        x = x_RD[rows]
+    gates, ups = (x_ND.new_empty(len(token_R), width) for _ in range(2))
+    total = x_ND.new_zeros(x_ND.shape, dtype=at_least_fp32(x_ND.dtype))
+    for expert, rows in _experts(counts_E):
+        token = token_R[rows]
+        x = x_ND.index_select(0, token)
         g, u = (gates[rows], ups[rows]) if keep else (None, None)
         g, u = torch.mm(x, gate[expert].t(), out=g), torch.mm(x, up[expert].t(), out=u)
         inner = F.silu(g).mul_(u).mul_(weights_R[rows, None].to(x.dtype))
-        torch.mm(inner, down[expert].t(), out=y_RD[rows])
-        end = rows.stop
-    y_RD[end:] = 0
-    return y_RD, gates, ups
+        y = torch.mm(inner, down[expert].t())
+        total.index_add_(0, token, y.to(total.dtype))
+    return total.to(x_ND.dtype), gates, ups
 
 
 @torch.library.custom_op("mtron::expert_mlp_backward", mutates_args=())
 def _expert_mlp_backward(
-    dy_RD: Tensor,
-    x_RD: Tensor,
+    dy_ND: Tensor,
+    x_ND: Tensor,
+    token_R: Tensor,
     weights_R: Tensor,
     counts_E: Tensor,
     gate: Tensor,
@@ -152,12 +119,13 @@ def _expert_mlp_backward(
     gates: Tensor,
     ups: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of rows, weights and the three stacks, each written once in place."""
-    dx_RD, dweights_R = torch.empty_like(x_RD), torch.empty_like(weights_R)
+    """Return the gradients of tokens, weights and the three stacks, each written in place."""
+    dx_ND = x_ND.new_zeros(x_ND.shape, dtype=at_least_fp32(x_ND.dtype))
+    dweights_R = torch.zeros_like(weights_R)
     dgate, dup, ddown = torch.empty_like(gate), torch.empty_like(up), torch.empty_like(down)
-    end = 0
-    for expert, rows in _rows(counts_E):
-        x, dy, g, u = x_RD[rows], dy_RD[rows], gates[rows], ups[rows]
+    for expert, rows in _experts(counts_E):
+        token, g, u = token_R[rows], gates[rows], ups[rows]
+        x, dy = x_ND.index_select(0, token), dy_ND.index_select(0, token)
         weight = weights_R[rows, None].to(x.dtype)
         activated = F.silu(g)
         inner = activated * u
@@ -169,15 +137,15 @@ def _expert_mlp_backward(
         dg = torch.ops.aten.silu_backward(dinner.mul_(u), g)
         torch.mm(dg.t(), x, out=dgate[expert])
         torch.mm(du.t(), x, out=dup[expert])
-        torch.mm(dg, gate[expert], out=dx_RD[rows]).addmm_(du, up[expert])
-        end = rows.stop
-    dx_RD[end:], dweights_R[end:] = 0, 0
-    return dx_RD, dweights_R, dgate, dup, ddown
+        dx = torch.mm(dg, gate[expert]).addmm_(du, up[expert])
+        dx_ND.index_add_(0, token, dx.to(dx_ND.dtype))
+    return dx_ND.to(x_ND.dtype), dweights_R, dgate, dup, ddown
 
 
 @_expert_mlp.register_fake
 def _fake(
-    x_RD: Tensor,
+    x_ND: Tensor,
+    token_R: Tensor,
     weights_R: Tensor,
     counts_E: Tensor,
     gate: Tensor,
@@ -187,16 +155,16 @@ def _fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what a compiler must know of the outputs."""
     del weights_R, counts_E, up, down
-    between = x_RD.new_empty(len(x_RD), gate.shape[1] if keep else 0)
-    return torch.empty_like(x_RD), between, torch.empty_like(between)
+    between = x_ND.new_empty(len(token_R), gate.shape[1] if keep else 0)
+    return torch.empty_like(x_ND), between, torch.empty_like(between)
 
 
 @_expert_mlp_backward.register_fake
-def _fake_backward(dy_RD: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+def _fake_backward(dy_ND: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
     """Return what a compiler must know of the gradients."""
-    del dy_RD
-    x_RD, weights_R, _, gate, up, down, *_ = inputs
-    return tuple(torch.empty_like(tensor) for tensor in (x_RD, weights_R, gate, up, down))
+    del dy_ND
+    x_ND, _, weights_R, _, gate, up, down, *_ = inputs
+    return tuple(torch.empty_like(tensor) for tensor in (x_ND, weights_R, gate, up, down))
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -207,12 +175,12 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tenso
     ctx.set_materialize_grads(False)
 
 
-def _differentiate(ctx: Any, dy_RD: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
+def _differentiate(ctx: Any, dy_ND: Tensor | None, *unused: None) -> tuple[Tensor | None, ...]:
     del unused
-    if dy_RD is None:
-        return (None,) * 7
-    dx_RD, dweights_R, *stacks = _expert_mlp_backward(dy_RD.contiguous(), *ctx.saved_tensors)
-    return dx_RD, dweights_R, None, *stacks, None
+    if dy_ND is None:
+        return (None,) * 8
+    dx_ND, dweights_R, *stacks = _expert_mlp_backward(dy_ND, *ctx.saved_tensors)
+    return dx_ND, None, dweights_R, None, *stacks, None
 
 
 _expert_mlp.register_autograd(_differentiate, setup_context=_save)
@@ -220,9 +188,9 @@ _expert_mlp.register_autograd(_differentiate, setup_context=_save)
 
 @register_flop_formula(torch.ops.mtron.expert_mlp)
 def _operations(*shapes: Any, **_: Any) -> int:
-    """Three products of every row."""
-    (rows, hidden), (_, width, _) = shapes[0], shapes[3]
-    return 6 * rows * hidden * width
+    """Three products of every choice."""
+    (choices,), (_, width, hidden) = shapes[1], shapes[4]
+    return 6 * choices * hidden * width
 
 
 @register_flop_formula(torch.ops.mtron.expert_mlp_backward)
