@@ -13,7 +13,7 @@ DEV := $(VENV)/installed-dev
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help pretrain test test-all check ci ci-rest slow-share wheels bench bench-parallel mutate format clean
+.PHONY: help pretrain test test-all check ci ci-rest slow-share wheels bench bench-parallel bench-models mutate format clean
 
 help:  ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,9 @@ bench: $(DEV)  ## Speed of a training step beside plain PyTorch and transformers
 
 bench-parallel: $(DEV)  ## Parallel training on 2 and 4 CPU ranks beside torch, formulas and limits
 	$(BIN)/python tools/bench/parallel.py
+
+bench-models: $(DEV)  ## Speed of every model family and of experts beside transformers
+	$(BIN)/python tools/bench/models.py
 
 mutate: $(DEV)  ## Break the code in known ways; each time a test must fail
 	$(BIN)/python tools/mutate.py

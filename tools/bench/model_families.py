@@ -150,10 +150,11 @@ def run(names: Sequence[str], rounds: int, quick: bool, peak: Peak, console: Con
     for name in names:
         outcome.rows += _measure(name, FAMILIES[name], rounds, quick)
         gc.collect()
+    batch = outcome.rows[0]["batch"]
     console.print(
-        f"\n[bold]families[/]: {outcome.rows[0]['batch']} tokens, float32, tokens/s; x: mtron is so many "
-        "times as fast as the faster one of transformers' attentions. % of best, % of mm: the "
-        "model's operations as a share of the matrix products above."
+        f"\n[bold]families[/]: {batch} tokens, float32, tokens/s; x: mtron is so many times as "
+        "fast as the faster one of transformers' attentions. % of best, % of mm: the model's "
+        "operations as a share of the matrix products above."
     )
     console.print(_table(outcome.rows, peak))
     outcome.checks = _checks(outcome.rows)

@@ -131,6 +131,7 @@ def test_the_kernels_of_a_gpu_compute_the_same(tolerances):
         x, weights, *leaves = [t.clone().requires_grad_() for t in inputs]
         y = op(x, token, weights, counts, *leaves)
         results.append([y, *torch.autograd.grad((y * direction).sum(), (x, weights, *leaves))])
+        torch.full((5000,), torch.nan)  # what the next one finds where nothing is written
     limit = tolerances.FP32_OP * 10
     for a, b in zip(*results, strict=True):
         torch.testing.assert_close(a, b, rtol=limit, atol=limit)

@@ -1,7 +1,7 @@
 """A mixture of experts in place of a feed-forward layer.
 
-Shape suffixes: B batch, S sequence, D hidden, T tokens (B * S), N tokens of the experts that are here,
-R choices sorted by expert, E experts, K experts per token.
+Shape suffixes: B batch, S sequence, D hidden, T tokens (B * S), N tokens of the experts that are
+here, R choices sorted by expert, E experts, K experts per token.
 """
 
 from collections.abc import Callable

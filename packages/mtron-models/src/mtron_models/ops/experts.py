@@ -56,13 +56,16 @@ def _by_grouped_products(
 ) -> Tensor:
     """Three products for all experts at once: one kernel each, and no size is read back."""
     ends_E = counts_E.cumsum(0).to(torch.int32)
-    # Rows of no expert are left as they were found, in both directions: hence the masks.
     is_used = (torch.arange(len(token_R), device=x_ND.device) < ends_E[-1])[:, None]
-    x_RD = torch.where(is_used, x_ND[token_R], 0)
-    inner = F.silu(F.grouped_mm(x_RD, gate.mT, offs=ends_E))
-    inner = inner * F.grouped_mm(x_RD, up.mT, offs=ends_E)
-    inner = torch.where(is_used, inner * weights_R[:, None].to(inner.dtype), 0)
-    y_RD = torch.where(is_used, F.grouped_mm(inner, down.mT, offs=ends_E), 0)
+
+    def product(rows: Tensor, stack: Tensor) -> Tensor:
+        # Rows of no expert are left as they were found, in the forward and in the backward.
+        rows = torch.where(is_used, rows, 0)
+        return torch.where(is_used, F.grouped_mm(rows, stack.mT, offs=ends_E), 0)
+
+    x_RD = x_ND[token_R]
+    inner = F.silu(product(x_RD, gate)) * product(x_RD, up)
+    y_RD = product(inner * weights_R[:, None].to(inner.dtype), down)
     total = x_ND.new_zeros(x_ND.shape, dtype=at_least_fp32(x_ND.dtype))
     return total.index_add(0, token_R, y_RD.to(total.dtype)).to(x_ND.dtype)
 
