@@ -19,10 +19,7 @@ from torch import Tensor, nn
 from transformers import MixtralConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 
-from mtron_models import Context
-from mtron_models.layers.moe import MoE
-from mtron_models.moe_config import moe_flops
-from mtron_models.router_spec import RouterSpec
+from mtron_models import Context, MoE, RouterSpec
 
 OURS = "mtron"
 FORWARD, BOTH = "forward", "forward + backward"
@@ -52,7 +49,8 @@ class MoeShape:
     @property
     def forward_flops(self) -> int:
         """Operations of a forward pass."""
-        return moe_flops(self.hidden, self.width, self.spec) * self.tokens
+        per_token = self.experts + 3 * self.chosen * self.width  # of the router and the experts
+        return 2 * self.hidden * per_token * self.tokens
 
     @property
     def copied_bytes(self) -> int:
