@@ -328,3 +328,11 @@ def test_the_absorbed_model_is_the_same(make_model, tokens, tolerances):
         expected = model(inputs)
         absorb(model)
         assert (model(inputs) - expected).abs().max() < limit
+
+
+def test_on_the_last_stage_a_tied_head_keeps_the_embedding_of_further_layers(family_config):
+    config = family_config("deepseek_v3", tie_word_embeddings=True, num_nextn_predict_layers=1)
+    stage = build(config)
+    del stage.embed
+    for model in (stage, stage.to_empty(device="cpu")):
+        assert model.head.weight is model.mtp.embed.weight

@@ -148,7 +148,7 @@ def test_ops_are_replaceable_on_every_module(make_model, tokens):
         "self_attn.rotary.op",
         "self_attn.rotary.op",
         "self_attn.core",
-        "attention_dropout.op",
+        "self_attn_dropout.op",
         "post_attention_layernorm.op",
         "mlp.op",
         "mlp_dropout.op",
@@ -161,7 +161,7 @@ def test_dropped_residual_branches_leave_the_residual(make_model, tokens):
     model = make_model(hidden_dropout=0.1)
     inputs, _ = tokens(1, 5)
     for layer in model.layers.values():
-        layer.attention_dropout.op = layer.mlp_dropout.op = lambda x, *_: 0 * x
+        layer.self_attn_dropout.op = layer.mlp_dropout.op = lambda x, *_: 0 * x
     model.embed_dropout.op = lambda x, *_: 2 * x
     del model.norm, model.head
     context = Context(random=RandomKey(0, 0, torch.tensor([0])))

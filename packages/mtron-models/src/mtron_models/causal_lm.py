@@ -46,7 +46,7 @@ class CausalLM(BlockModel):
         return self.logits(hidden_BSD) if self.has("head") else hidden_BSD
 
     def logits(self, hidden_BSD: Tensor) -> Tensor:
-        """Return logits `[batch, seq, vocab]` of hidden states of `backbone`."""
+        """Return logits `[batch, seq, vocab]`; `head_loss` knows their bound, if there is one."""
         return self.head_loss.logits(self.head, hidden_BSD)
 
     def loss(self, hidden_BSD: Tensor, labels_BS: Tensor) -> Tensor:

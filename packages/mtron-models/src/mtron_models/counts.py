@@ -13,11 +13,14 @@ def num_parameters(config: ModelConfig) -> int:
 def num_active_parameters(config: ModelConfig) -> int:
     """Return how many parameters take part in computing one token.
 
-    All but the experts that the token does not choose; without mixtures of experts, all.
+    All but the experts that the token does not choose, and the layers (`mtp`) that only help to
+    train; without these, all.
     """
     chosen = getattr(config, "num_experts_per_tok", 0)
     active = 0
     for name, shape in config.parameter_shapes().items():
+        if name.startswith("mtp."):
+            continue
         is_stack = ".experts." in name
         active += prod((min(chosen, shape[0]), *shape[1:]) if is_stack else shape)
     return active

@@ -31,7 +31,7 @@ def _hidden_per_head(values: dict[str, Any]) -> int:
 
 
 class DecoderConfig(ModelConfig, frozen=True):
-    """A decoder with rotary positions and grouped-query attention."""
+    """A decoder with rotary positions and several heads of attention."""
 
     vocab_size: int = Field(ge=1)
     """Rows of the embedding: how many different tokens there are."""
@@ -55,7 +55,7 @@ class DecoderConfig(ModelConfig, frozen=True):
     rope_scaling: RopeScaling | None = None
     """How the frequencies change for longer sequences, if they do."""
     rms_norm_eps: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
-    """Added to the mean square in every RMSNorm."""
+    """Added to the mean square in every RMSNorm, but for those of latents."""
     tie_word_embeddings: bool = False
     """Whether the output head uses the embedding matrix."""
     hidden_dropout: float = Field(default=0.0, ge=0, lt=1)

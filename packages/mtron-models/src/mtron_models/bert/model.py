@@ -75,7 +75,7 @@ class EncoderLayer(nn.Module):
             output_bias=True,
             site=f"layers.{index}.self_attn",
         )
-        self.attention_dropout = Dropout(config.hidden_dropout_prob, f"layers.{index}.self_attn")
+        self.self_attn_dropout = Dropout(config.hidden_dropout_prob, f"layers.{index}.self_attn")
         self.post_attention_layernorm = LayerNorm(hidden, config.layer_norm_eps)
         self.mlp = MLP(hidden, config.intermediate_size, op=ACTIVATIONS[config.hidden_act])
         self.mlp_dropout = Dropout(config.hidden_dropout_prob, f"layers.{index}.mlp")
@@ -83,7 +83,7 @@ class EncoderLayer(nn.Module):
 
     def forward(self, hidden_BSD: Tensor, context: Context) -> Tensor:
         """Return the hidden states after this layer, `[batch, seq, hidden]`."""
-        attended = self.attention_dropout(self.self_attn(hidden_BSD, None, context), context)
+        attended = self.self_attn_dropout(self.self_attn(hidden_BSD, None, context), context)
         hidden_BSD = self.post_attention_layernorm(hidden_BSD + attended)
         transformed = self.mlp_dropout(self.mlp(hidden_BSD), context)
         return self.post_feedforward_layernorm(hidden_BSD + transformed)

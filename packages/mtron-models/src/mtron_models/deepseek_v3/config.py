@@ -1,7 +1,6 @@
 """The configuration of the DeepSeek-V3 family. Imports no torch."""
 
 from collections.abc import Mapping
-from math import prod
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -268,18 +267,6 @@ class DeepseekV3Config(DecoderConfig, frozen=True):
             }
             shapes |= {f"mtp.layers.{index}.{name}": shape for name, shape in layer.items()}
         return shapes
-
-    def num_active_parameters(self) -> int:
-        """Return how many parameters a token meets on its way to logits.
-
-        Of the experts those that it chooses; none of the layers that predict further tokens.
-        """
-        dense = min(self.first_k_dense_replace, self.num_hidden_layers)
-        passed_by = self.n_routed_experts - self.num_experts_per_tok
-        expert = 3 * self.hidden_size * self.moe_intermediate_size
-        shapes = self.parameter_shapes()
-        total = sum(prod(shapes[name]) for name in shapes if not name.startswith("mtp."))
-        return total - (self.num_hidden_layers - dense) * passed_by * expert
 
     def layout(self) -> Layout:
         """Return the layout table: patterns of parameter names to how they may be cut."""

@@ -47,7 +47,7 @@ class DecoderLayer(nn.Module):
             interleaved=config.rope_interleave,
             bias=config.attention_bias,
         )
-        self.attention_dropout = Dropout(config.hidden_dropout, f"{name}.self_attn")
+        self.self_attn_dropout = Dropout(config.hidden_dropout, f"{name}.self_attn")
         self.post_attention_layernorm = RMSNorm(hidden, eps)
         self.is_dense = config.is_dense(index)
         if self.is_dense:
@@ -65,7 +65,7 @@ class DecoderLayer(nn.Module):
     def forward(self, hidden_BSD: Tensor, table: Tensor, context: Context) -> Tensor:
         """Return the residual stream after this layer, `[batch, seq, hidden]`."""
         attended = self.self_attn(self.input_layernorm(hidden_BSD), table, context)
-        hidden_BSD = hidden_BSD + self.attention_dropout(attended, context)
+        hidden_BSD = hidden_BSD + self.self_attn_dropout(attended, context)
         normalized = self.post_attention_layernorm(hidden_BSD)
         transformed = self.mlp(normalized) if self.is_dense else self.mlp(normalized, context)
         return hidden_BSD + self.mlp_dropout(transformed, context)
@@ -157,11 +157,18 @@ class DeepseekV3(CausalLM):
         losses = torch.stack([self.loss(state, labels) for state, labels in pairs], dim=-1)
         return (losses * further.factors).sum(dim=-1)
 
+    def tie(self) -> None:
+        """Let the head use the embedding matrix, also the one that only `mtp` has kept."""
+        super().tie()
+        if self.config.tie_word_embeddings and self.has("mtp") and self.has("head"):
+            self.head.weight = self.mtp.embed.weight
+
     def init_rules(self) -> dict[str, Rule]:
         """Return patterns of parameter names to how they are initialized; the first match counts.
 
         The outputs of both residual branches start smaller, so that the variance of the residual
-        stream does not grow with depth (Radford et al., GPT-2, section 2.3).
+        stream does not grow with depth (Radford et al., GPT-2, section 2.3). DeepSeek-V3 itself
+        started all matrices alike, with `initializer_range = 0.006`.
         """
         std = self.config.initializer_range
         branch_std = std / (2 * self.config.num_hidden_layers) ** 0.5

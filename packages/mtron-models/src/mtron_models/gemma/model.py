@@ -42,7 +42,7 @@ class GemmaLayer(nn.Module):
             head_norm=partial(UnitOffsetRMSNorm, eps=eps) if config.has_head_norms else None,
         )
         self.post_attention_layernorm = UnitOffsetRMSNorm(hidden, eps)
-        self.attention_dropout = Dropout(config.hidden_dropout, f"layers.{index}.self_attn")
+        self.self_attn_dropout = Dropout(config.hidden_dropout, f"layers.{index}.self_attn")
         self.pre_feedforward_layernorm = UnitOffsetRMSNorm(hidden, eps)
         self.mlp = GatedMLP(hidden, config.intermediate_size, op=ops.geglu)
         self.post_feedforward_layernorm = UnitOffsetRMSNorm(hidden, eps)
@@ -52,7 +52,7 @@ class GemmaLayer(nn.Module):
         """Return the residual stream after this layer, `[batch, seq, hidden]`."""
         attended = self.self_attn(self.input_layernorm(hidden_BSD), table, context)
         attended = self.post_attention_layernorm(attended)
-        hidden_BSD = hidden_BSD + self.attention_dropout(attended, context)
+        hidden_BSD = hidden_BSD + self.self_attn_dropout(attended, context)
         transformed = self.mlp(self.pre_feedforward_layernorm(hidden_BSD))
         transformed = self.post_feedforward_layernorm(transformed)
         return hidden_BSD + self.mlp_dropout(transformed, context)

@@ -44,7 +44,7 @@ class GPT2Layer(nn.Module):
             output_bias=True,
             site=site,
         )
-        self.attention_dropout = Dropout(config.resid_pdrop, site)
+        self.self_attn_dropout = Dropout(config.resid_pdrop, site)
         self.post_attention_layernorm = LayerNorm(hidden, eps)
         activation = ACTIVATIONS[config.activation_function]
         self.mlp = MLP(hidden, config.intermediate_size, op=activation)
@@ -53,7 +53,7 @@ class GPT2Layer(nn.Module):
     def forward(self, hidden_BSD: Tensor, context: Context) -> Tensor:
         """Return the residual stream after this layer, `[batch, seq, hidden]`."""
         attended = self.self_attn(self.input_layernorm(hidden_BSD), None, context)
-        hidden_BSD = hidden_BSD + self.attention_dropout(attended, context)
+        hidden_BSD = hidden_BSD + self.self_attn_dropout(attended, context)
         transformed = self.mlp(self.post_attention_layernorm(hidden_BSD))
         return hidden_BSD + self.mlp_dropout(transformed, context)
 

@@ -31,7 +31,8 @@ class Experts(nn.Module):
             x_ND: tokens, `[tokens, hidden]`.
             token_R: the token of each choice, those of the first expert first, int64.
             weights_R: factor of each choice.
-            counts_E: choices of each expert, int64; those beyond their sum belong to none.
+            counts_E: how many choices each expert has, int64; the choices after the first
+                `counts_E.sum()` were turned away.
 
         Returns:
             `[tokens, hidden]`.

@@ -19,7 +19,7 @@ from mtron_models.layers.norm import RMSNorm
 from mtron_models.layers.rotary import Rotary
 
 LATENT_NORM_EPS = 1e-6
-"""Added to the mean square in the norms of latents, whatever a model's other norms add."""
+"""Added to the mean square in the norms of latents, as in Hugging Face, whatever others add."""
 
 
 class LatentHeads(nn.Linear):
@@ -140,6 +140,7 @@ class LatentAttention(nn.Module):
         self.kv_b_proj = LatentHeads(num_heads, kv_lora_rank, qk_nope_head_dim, v_head_dim)
         self.o_proj = nn.Linear(num_heads * v_head_dim, hidden_size, bias=bias)
         self.rotary = Rotary(interleaved)
+        # Absorbed queries are wider, and would make another scale of their width.
         self.expanded_spec = replace(spec, scale=spec.scale or sum(self.query_widths) ** -0.5)
         self.core: Callable[[Tensor, Tensor, Tensor, Context], Tensor] = partial(
             ops.attention, spec=self.expanded_spec
@@ -162,17 +163,17 @@ class LatentAttention(nn.Module):
         Returns:
             `[batch, seq, hidden]`.
         """
-        query_BSNH, query_rope = self._queries(x_BSD).split(self.query_widths, dim=-1)
-        key_BSNH, value_BSNH, key_rope = self.kv_b_proj(self._shared(x_BSD), self.absorbed)
+        # Of every head; absorbed, keys and values are the latent and have one head.
+        query, query_rope = self._queries(x_BSD).split(self.query_widths, dim=-1)
+        key, value, key_rope = self.kv_b_proj(self._shared(x_BSD), self.absorbed)
         if self.absorbed:
             key_matrix, _ = self.kv_b_proj.matrices()
-            query_BSNH = torch.einsum("bsnh,nhl->bsnl", query_BSNH, key_matrix)
-        key_rope = self.rotary(key_rope, table).expand(-1, -1, key_BSNH.shape[2], -1)
-        q = torch.cat((query_BSNH, self.rotary(query_rope, table)), dim=-1)
-        k = torch.cat((key_BSNH, key_rope), dim=-1)
-        attended = self.core(
-            q.transpose(1, 2), k.transpose(1, 2), value_BSNH.transpose(1, 2), context
-        ).transpose(1, 2)
+            query = torch.einsum("bsnh,nhl->bsnl", query, key_matrix)
+        key_rope = self.rotary(key_rope, table).expand(-1, -1, key.shape[2], -1)
+        q = torch.cat((query, self.rotary(query_rope, table)), dim=-1)
+        k = torch.cat((key, key_rope), dim=-1)
+        attended = self.core(q.transpose(1, 2), k.transpose(1, 2), value.transpose(1, 2), context)
+        attended = attended.transpose(1, 2)
         if self.absorbed:
             _, value_matrix = self.kv_b_proj.matrices()
             attended = torch.einsum("bsnl,nhl->bsnh", attended, value_matrix)

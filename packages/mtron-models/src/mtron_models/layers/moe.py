@@ -27,7 +27,8 @@ class Dispatched(NamedTuple):
         x: tokens of the experts that are here, `[N, D]`.
         token: the token of each choice, those of the first expert first, int64 `[R]`.
         weights: factor of what the expert makes of each choice, `[R]`.
-        counts: choices of each expert, int64 `[E]`; those beyond their sum belong to none.
+        counts: how many choices each expert has, int64 `[E]`. The first `counts.sum()` of the R
+            choices are in use; the others were turned away.
         combine: from the sums over the experts that are here, `[N, D]`, to the sums over all
             experts of the tokens that were given, `[T, D]`.
     """

@@ -13,7 +13,11 @@ from mtron_models.layers.norm import RMSNorm
 
 
 class MultiTokenLayer(nn.Module):
-    """From what predicts a token, and that token, to what predicts the one after it.
+    """From a hidden state that predicts a token, and that token, to one that predicts the next.
+
+    As in the published weights, the embedding comes first in `eh_proj`, and `norm` is applied
+    before the head and before the next such layer; the paper's equations have the other order and
+    leave the norm out.
 
     Args:
         hidden_size: width of the residual stream.

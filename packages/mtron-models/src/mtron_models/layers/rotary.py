@@ -36,7 +36,10 @@ class RotaryTable(nn.Module):
 
         Args:
             hidden_BSD: only its length, device and dtype count; the table has at least fp32.
-            positions: `[B, S]`, int64, or None.
+            positions: `[B, S]` or `[S]`, int64, or None.
+
+        Returns:
+            cos, -sin and sin of the angles, `[B, S, 1, 3, R/2]` or `[S, 1, 3, R/2]`.
         """
         if positions is None:
             positions = torch.arange(hidden_BSD.shape[1], device=hidden_BSD.device)

@@ -40,8 +40,8 @@ class Router(nn.Module):
     Tokens that only fill a batch are chosen for, counted and balanced as any other: a layer does
     not know which tokens the loss leaves out.
 
-    Two parameters are not trained by gradients; `update_routers` moves them after a step. They
-    stay in at least fp32 whatever the type of the model.
+    The parameters `bias` and `load` are not trained by gradients; `update_routers` moves them after
+    a step. They stay in at least fp32 whatever the type of the model.
 
     Args:
         hidden_size: width of a token.

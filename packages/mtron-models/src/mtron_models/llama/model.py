@@ -42,7 +42,7 @@ class DecoderLayer(nn.Module):
             output_bias=config.output_bias,
             head_norm=partial(RMSNorm, eps=eps) if config.has_head_norms else None,
         )
-        self.attention_dropout = Dropout(config.hidden_dropout, f"layers.{index}.self_attn")
+        self.self_attn_dropout = Dropout(config.hidden_dropout, f"layers.{index}.self_attn")
         self.post_attention_layernorm = RMSNorm(hidden, eps)
         self.mlp = GatedMLP(hidden, config.intermediate_size, bias=config.feed_forward_bias)
         self.mlp_dropout = Dropout(config.hidden_dropout, f"layers.{index}.mlp")
@@ -50,12 +50,15 @@ class DecoderLayer(nn.Module):
     def forward(self, hidden_BSD: Tensor, table: Tensor, context: Context) -> Tensor:
         """Return the residual stream after this layer, `[batch, seq, hidden]`."""
         attended = self.self_attn(self.input_layernorm(hidden_BSD), table, context)
-        hidden_BSD = hidden_BSD + self.attention_dropout(attended, context)
+        hidden_BSD = hidden_BSD + self.self_attn_dropout(attended, context)
         transformed = self.feed_forward(self.post_attention_layernorm(hidden_BSD), context)
         return hidden_BSD + self.mlp_dropout(transformed, context)
 
     def feed_forward(self, x_BSD: Tensor, context: Context) -> Tensor:
-        """Transform each token by itself, `[batch, seq, hidden]`."""
+        """Transform each token by itself, `[batch, seq, hidden]`.
+
+        A seam: `mixtral` puts experts here, which need the context.
+        """
         del context
         return self.mlp(x_BSD)
 

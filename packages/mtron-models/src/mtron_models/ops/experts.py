@@ -30,8 +30,8 @@ def expert_mlp(
         x_ND: tokens.
         token_R: the token of each choice, those of the first expert first, int64.
         weights_R: factor of each choice.
-        counts_E: choices of each expert, int64; those beyond their sum belong to none, and add
-            nothing.
+        counts_E: how many choices each expert has, int64; the choices after the first
+            `counts_E.sum()` were turned away, and add nothing.
         gate: `[E, I, D]`.
         up: `[E, I, D]`.
         down: `[E, D, I]`.

@@ -97,7 +97,8 @@ def balancing_loss(share: Tensor, mean_probability: Tensor) -> Tensor:
     """Return `E * sum of share * mean probability` over the experts, 1 where both are even.
 
     Args:
-        share: `[..., E]`, which part of the choices each expert had; not differentiated.
+        share: `[..., E]`, which part of the choices each expert had; not differentiated. Of the
+            choices made, with bias and groups; DeepSeek's equation 18 counts the largest scores.
         mean_probability: `[..., E]`, its probability, averaged over tokens.
 
     Returns:

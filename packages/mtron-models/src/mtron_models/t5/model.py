@@ -80,7 +80,7 @@ class Layer(nn.Module):
             spec=config.attention_spec(causal=is_decoder),
             site=f"{site}.self_attn",
         )
-        self.attention_dropout = Dropout(config.dropout_rate, f"{site}.self_attn")
+        self.self_attn_dropout = Dropout(config.dropout_rate, f"{site}.self_attn")
         if is_decoder:
             spec = config.attention_spec(causal=False)
             self.cross_attn_layernorm = RMSNorm(hidden, eps)
@@ -104,7 +104,7 @@ class Layer(nn.Module):
             memory: `[batch, memory_seq, hidden]`, for a decoder.
         """
         attended = self.self_attn(self.input_layernorm(hidden_BSD), None, context, bias)
-        hidden_BSD = hidden_BSD + self.attention_dropout(attended, context)
+        hidden_BSD = hidden_BSD + self.self_attn_dropout(attended, context)
         if self.is_decoder:
             read = self.cross_attn(self.cross_attn_layernorm(hidden_BSD), memory, context)
             hidden_BSD = hidden_BSD + self.cross_attn_dropout(read, context)
