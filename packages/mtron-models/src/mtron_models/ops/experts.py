@@ -103,9 +103,8 @@ def _expert_mlp(
         x = x_ND.index_select(0, token)
         g, u = (gates[rows], ups[rows]) if keep else (None, None)
         g, u = torch.mm(x, gate[expert].t(), out=g), torch.mm(x, up[expert].t(), out=u)
-        inner = F.silu(g).mul_(u).mul_(weights_R[rows, None].to(x.dtype))
-        y = torch.mm(inner, down[expert].t())
-        total.index_add_(0, token, y.to(total.dtype))
+        y = torch.mm(F.silu(g).mul_(u), down[expert].t())
+        total.index_add_(0, token, y.to(total.dtype).mul_(weights_R[rows, None]))
     return total.to(x_ND.dtype), gates, ups
 
 
@@ -129,19 +128,20 @@ def _expert_mlp_backward(
     for expert, rows in _experts(counts_E):
         token, g, u = token_R[rows], gates[rows], ups[rows]
         x, dy = x_ND.index_select(0, token), dy_ND.index_select(0, token)
+        # The weight multiplies what is D wide rather than I wide, which is usually less.
         weight = weights_R[rows, None].to(x.dtype)
         activated = F.silu(g)
         inner = activated * u
         dinner = torch.mm(dy, down[expert])
         dweights_R[rows] = (dinner * inner).sum(dim=1, dtype=weights_R.dtype)
-        torch.mm(dy.t(), inner.mul_(weight), out=ddown[expert])
-        dinner.mul_(weight)
+        torch.mm((dy * weight).t(), inner, out=ddown[expert])
         du = activated.mul_(dinner)
         dg = torch.ops.aten.silu_backward(dinner.mul_(u), g)
-        torch.mm(dg.t(), x, out=dgate[expert])
-        torch.mm(du.t(), x, out=dup[expert])
+        weighted_x = x * weight
+        torch.mm(dg.t(), weighted_x, out=dgate[expert])
+        torch.mm(du.t(), weighted_x, out=dup[expert])
         dx = torch.mm(dg, gate[expert]).addmm_(du, up[expert])
-        dx_ND.index_add_(0, token, dx.to(dx_ND.dtype))
+        dx_ND.index_add_(0, token, dx.mul_(weight).to(dx_ND.dtype))
     return dx_ND.to(x_ND.dtype), dweights_R, dgate, dup, ddown
 
 
